@@ -1,0 +1,1 @@
+"""LongVie without ComfyUI: everything that the nodes compute, importable and testable on its own."""

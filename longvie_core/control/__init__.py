@@ -1,0 +1,1 @@
+"""Control signals: raw depth and tracks in, the pictures that the control network was trained on out."""
