@@ -1,0 +1,229 @@
+"""Clip-wise autoregression (P2 section 3.1 and the reference's outer loop): one clip after another, each from the last.
+
+Readable next to the paper: :func:`generate` is the loop, :func:`clip_inputs` what a clip is conditioned on. What encodes,
+samples and decodes is a :class:`ClipBackend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from .clips import ClipPlan
+from .conditioning import HISTORY_FRAMES, control_condition, encoded_history_frames, frames_to_uint8
+from .noise import FIRST_FRAME_SIGMA, blend_first_frame
+from .schedule import euler_step
+
+TAIL_FRAMES = 17
+"""Frames of a clip that are kept for the next one: the longest history that is offered."""
+
+
+NoiseSource = Callable[[int, tuple[int, ...]], Tensor]
+"""``(clip, shape [1, 16, f, h, w]) -> noise``; called anew for every clip."""
+
+
+class ControlWindow(Protocol):
+    """One modality's control pictures, addressed by clip."""
+
+    def window(self, plan: ClipPlan, clip: int) -> Iterable[np.ndarray]:
+        """The clip's control frames, uint8 [H, W, 3] each, at the plan's size."""
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """How much of the previous clip the next one sees.
+
+    Args:
+        frames: decoded frames handed on, 0 .. 17; the VAE encodes ``1 + 4*((n-1)//4)`` of them (P2 and the reference: 8, so 5).
+        first_frame_sigma: noise that stays in the first latent frame of later clips (the reference: 25/27); 1 = no blend.
+
+    Raises:
+        ValueError: out of range.
+    """
+
+    frames: int = HISTORY_FRAMES
+    first_frame_sigma: float = FIRST_FRAME_SIGMA
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.frames <= TAIL_FRAMES:
+            raise ValueError(f"history of {self.frames} frames is outside 0 .. {TAIL_FRAMES}: the reference uses 8")
+        if not 0 <= self.first_frame_sigma <= 1:
+            raise ValueError(f"first frame sigma {self.first_frame_sigma} is outside 0 .. 1: the reference uses 25/27")
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What the next clip needs of the video so far.
+
+    Args:
+        frames: uint8 [n, H, W, 3], the end of the previous clip, or the lone given first frame (n = 1).
+        first: whether the frames are the given first frame.
+    """
+
+    frames: np.ndarray
+    first: bool
+
+    def start_frame(self, plan: ClipPlan) -> np.ndarray:
+        """The picture that the next clip starts from: the first of the shared frames."""
+        return self.frames[0] if self.first else self.frames[-plan.overlap]
+
+    def history(self, plan: ClipPlan, frames: int) -> np.ndarray | None:
+        """The last ``frames`` frames up to the start frame, uint8 [n, H, W, 3]; ``None`` for the first clip."""
+        if self.first or frames == 0:
+            return None
+        end = len(self.frames) - plan.overlap + 1
+        if end < frames:
+            raise ValueError(f"the previous clip left {end} frames up to the seam, but a history of {frames} was asked for")
+        return self.frames[end - frames : end]
+
+    @classmethod
+    def after(cls, plan: ClipPlan, frames: np.ndarray) -> Carry:
+        """Carry of a finished clip of uint8 frames [T, H, W, 3]."""
+        return cls(frames[-(TAIL_FRAMES + plan.overlap - 1) :].copy(), first=False)
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """Everything one clip is sampled from; control and history latents are normalised (model space).
+
+    Args:
+        clip: its number.
+        start_frame: uint8 [H, W, 3], for CLIP vision.
+        image: VAE(start frame, grey, ...) [1, 16, f, h, w], as the backend wants it.
+        dense, sparse: control latents [1, 36, f, h, w], or ``None`` where the modality is absent.
+        history: [1, 16, f_h, h, w] or ``None``.
+        noise: [1, 16, f, h, w], before the first-frame blend.
+    """
+
+    clip: int
+    start_frame: np.ndarray
+    image: Tensor
+    dense: Tensor | None
+    sparse: Tensor | None
+    history: Tensor | None
+    noise: Tensor
+
+
+class ClipBackend(Protocol):
+    """A model that can encode, sample and decode one clip."""
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """uint8 frames [H, W, 3] -> normalised latents [1, 16, f, h, w]."""
+
+    def encode_first_frame(self, frame: np.ndarray, frames: int) -> Tensor:
+        """VAE(frame, then mid grey up to ``frames``) -> normalised latents [1, 16, f, h, w]."""
+
+    def encode_image(self, frame: np.ndarray, frames: int) -> Tensor:
+        """The same of the clip's start frame, in the space that :meth:`sample` wants."""
+
+    def sample(self, inputs: ClipInputs) -> Tensor:
+        """Latents of the clip, in the backend's own space."""
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Latents as :meth:`sample` returns them -> float32 frames [T, H, W, 3] in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """A finished clip: its latents (backend space) and all its frames, uint8 [T, H, W, 3]."""
+
+    clip: int
+    latents: Tensor
+    frames: np.ndarray
+
+
+def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, backend: ClipBackend) -> Tensor:
+    """One modality's control latents [1, 36, f, h, w] of a clip."""
+    frames = list(control.window(plan, clip))
+    return control_condition(backend.encode(frames), backend.encode_first_frame(frames[0], plan.frames))
+
+
+def clip_inputs(
+    plan: ClipPlan,
+    clip: int,
+    carry: Carry,
+    dense: ControlWindow | None,
+    sparse: ControlWindow | None,
+    noise: Tensor,
+    history: HistorySettings,
+    backend: ClipBackend,
+) -> ClipInputs:
+    """Condition clip ``clip`` on the video so far and on its window of the controls (P2 section 3.2)."""
+    start = carry.start_frame(plan)
+    past = carry.history(plan, history.frames)
+    return ClipInputs(
+        clip=clip,
+        start_frame=start,
+        image=backend.encode_image(start, plan.frames),
+        dense=None if dense is None else control_latents(dense, plan, clip, backend),
+        sparse=None if sparse is None else control_latents(sparse, plan, clip, backend),
+        history=None if past is None else backend.encode(past[: encoded_history_frames(len(past))]),
+        noise=noise,
+    )
+
+
+def generate(
+    plan: ClipPlan,
+    clips: Iterable[int],
+    carry: Carry,
+    dense: ControlWindow | None,
+    sparse: ControlWindow | None,
+    noise: NoiseSource,
+    backend: ClipBackend,
+    history: HistorySettings | None = None,
+) -> Iterator[ClipResult]:
+    """Generate clips one after another.
+
+    Args:
+        plan: how the video is cut.
+        clips: consecutive clip numbers to generate.
+        carry: the video before the first of them (the given first frame for clip 0).
+        dense, sparse: control pictures; ``None`` leaves the modality out.
+        noise: initial noise of every clip, such as :meth:`longvie_core.noise.UnifiedNoise.for_clip`.
+        backend: the model.
+        history: how much of the previous clip the next one sees.
+
+    Yields:
+        Each clip as soon as it is decoded; memory does not grow with their number.
+    """
+    history = history or HistorySettings()
+    shape = (1, 16, plan.latent_frames, *plan.latent_size)
+    for clip in clips:
+        inputs = clip_inputs(plan, clip, carry, dense, sparse, noise(clip, shape), history, backend)
+        latents = backend.sample(inputs)
+        frames = frames_to_uint8(backend.decode(latents))
+        carry = Carry.after(plan, frames)
+        yield ClipResult(clip, latents, frames)
+
+
+def initial_latents(noise: Tensor, history_latents: Tensor | None, sigma: float = FIRST_FRAME_SIGMA) -> Tensor:
+    """What sampling starts from: the noise, its first frame blended with the history where there is one."""
+    return noise if history_latents is None else blend_first_frame(noise, history_latents, sigma)
+
+
+def sample_euler(
+    velocity: Callable[[Tensor, Tensor, bool], Tensor], latents: Tensor, sigmas: Tensor, cfg: float
+) -> Iterator[Tensor]:
+    """Euler sampling with classifier-free guidance ``v = v_neg + cfg * (v_pos - v_neg)``; at cfg 1 the second call is skipped.
+
+    Args:
+        velocity: ``(latents, timestep [1], positive)`` -> velocity.
+        latents: starting latents.
+        sigmas: [steps + 1], ending in 0.
+        cfg: guidance scale.
+
+    Yields:
+        Latents after every step.
+    """
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        timestep = (1000 * sigma).reshape(1)
+        prediction = velocity(latents, timestep, True)
+        if cfg != 1:
+            negative = velocity(latents, timestep, False)
+            prediction = negative + cfg * (prediction - negative)
+        latents = euler_step(latents, prediction, sigma, sigma_next)
+        yield latents
