@@ -1,0 +1,614 @@
+"""Video files with PyAV: stream frames in, stream frames out, join clips, carry audio over.
+
+Nothing here holds more than a few frames. Frames are counted in presentation order, from 0, and are uint8 RGB
+arrays [H, W, 3].
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+READ_OPTIONS = {
+    # A «video» may be a playlist that names other files or addresses: read only the file given, as a real format.
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,yuv4mpegpipe,"
+    "h264,hevc,aac,ac3,aiff,flac,mp3,wav",
+}
+ONE_PACKET_ONE_FRAME_FORMATS = frozenset({"mov", "matroska"})
+ONE_PACKET_ONE_FRAME_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "prores", "mjpeg"})
+"""Where a packet is exactly one displayed picture: counting packets counts frames, and timestamps are dependable."""
+
+MP4_AUDIO_CODECS = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
+"""Audio that players accept inside mp4; anything else is transcoded to AAC."""
+
+AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
+
+# bf=0: without B-frames pts equals dts, so that clips join by stream copy with no reordering delay.
+# stitchable: headers do not depend on the pictures, so that all clips of one size and rate have the same ones.
+# One thread: the bits do not depend on the machine's cores.
+H264_OPTIONS = {
+    "preset": "medium",
+    "bf": "0",
+    "g": "16",
+    "threads": "1",
+    "x264-params": "stitchable=1:open-gop=0",
+}
+# g=1: every frame stands alone, so that seeking is exact. The number of slices is fixed because it changes the bits.
+FFV1_OPTIONS = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
+MP4_OPTIONS = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
+MATROSKA_OPTIONS = {"fflags": "+bitexact"}
+AVCOL_SPC_SMPTE170M = 6
+"""BT.601: what ffmpeg takes where a file does not say, so that readers that ignore the tag are right as well."""
+SUFFIXES = {"h264": ".mp4", "lossless": ".mkv"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What :func:`probe` finds out.
+
+    Attributes:
+        width, height: size in pixels as displayed, that is, after ``rotation``.
+        frames: exact number of displayed frames.
+        fps: average frames per second.
+        has_audio: whether there is an audio stream.
+        rotation: degrees counter-clockwise by which :func:`read_frames` turns the stored pictures (0, 90, 180 or 270).
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: Fraction
+    has_audio: bool
+    rotation: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """``VideoInfo`` and, where seeking is dependable, the ascending timestamps of frames and keyframes."""
+
+    info: VideoInfo
+    pts: array[int]
+    keyframes: array[int]
+
+    def keyframe_before(self, frame: int) -> int:
+        return self.keyframes[bisect_right(self.keyframes, self.pts[frame]) - 1]
+
+    def number(self, frame: av.VideoFrame | None) -> int | None:
+        """Number of a decoded frame by its timestamp; None where no frame has it."""
+        if frame is None or frame.pts is None:
+            return None
+        place = bisect_left(self.pts, frame.pts)
+        return place if place < len(self.pts) and self.pts[place] == frame.pts else None
+
+
+def probe(path: Path) -> VideoInfo:
+    """Size, exact frame count, rate, audio and rotation of a video file.
+
+    Frames are counted by reading the packets where a packet is a frame, and by decoding the whole file elsewhere
+    (edit lists, MPEG-TS, AVI, GIF ...). The answer is remembered as long as the file's size and time stay the same.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a video, audio only, no frames, or fewer readable frames than the file says it has.
+    """
+    return _index(path).info
+
+
+def read_frames(
+    path: Path, frames: range, *, size: tuple[int, int] | None = None, repeat_last: bool = False
+) -> Iterator[np.ndarray]:
+    """Yield exactly the frames numbered ``frames``, seeking to the keyframe before the first.
+
+    Display rotation is applied; alpha is dropped; more than 8 bits are rounded to 8.
+
+    Args:
+        frames: frame numbers, ascending.
+        size: (width, height) to stretch to, see :func:`stretch`; None keeps the file's size.
+        repeat_last: numbers past the end give the last frame again; otherwise they are an error.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`probe`, at the call; and ValueError for numbers that the file does not
+            have (at the call) or a frame that cannot be decoded (when it is reached).
+    """
+    index = _index(path)
+    have = index.info.frames
+    if frames.step < 1 or (frames and frames[0] < 0):
+        raise ValueError(f"frame numbers {frames} must be ascending and not negative")
+    if frames and frames[-1] >= have and not repeat_last:
+        raise ValueError(f"{path} has {have} frames (0 .. {have - 1}), but frame {frames[-1]} was asked for")
+    return _read(path, index, frames, size)
+
+
+def stretch(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize a uint8 picture [H, W, 3] to ``size`` = (width, height), without cropping, by Pillow's bicubic filter.
+
+    This is the released code's rule, which its weights were used with: 832x480 becomes 640x352 although the aspect
+    differs.
+    """
+    if (frame.shape[1], frame.shape[0]) == tuple(size):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+
+
+def publish(temporary: Path, destination: Path) -> None:
+    """Make the finished file ``temporary`` appear as ``destination`` in one step, surviving a power cut afterwards."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(destination)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(destination.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def temporary_name(destination: Path) -> Path:
+    """Where a file is written before :func:`publish`: in the same folder, since a rename cannot cross file systems."""
+    return destination.with_name(destination.name + ".part")
+
+
+class VideoWriter:
+    """Write frames to a video file that appears, complete, only when the ``with`` block ends without an error.
+
+    Equal frames and settings give equal bytes, run after run. ``h264`` clips of one size and rate can be joined by
+    :func:`concat`: no B-frames, closed groups of pictures, the same headers.
+
+    Args:
+        path: ``.mp4`` for ``h264``, ``.mkv`` for ``lossless``.
+        width, height: pixels; even for ``h264``.
+        fps: frames per second.
+        codec: ``"h264"`` (4:2:0, BT.601, for viewing) or ``"lossless"`` (FFV1: RGB bit by bit, each frame a keyframe).
+        crf: quality of ``h264``: 0 is best, 18 looks like the original, 51 is worst.
+        metadata: tags of the container; mp4 keeps any key (ComfyUI stores ``prompt`` and ``workflow`` so), mkv
+            turns keys to upper case.
+
+    Raises:
+        ValueError: a setting out of range, a frame of another size or type, or no frame at all.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        fps: Fraction,
+        *,
+        codec: str = "h264",
+        crf: int = 18,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if codec not in SUFFIXES:
+            raise ValueError(f"codec {codec!r} is not one of {', '.join(SUFFIXES)}")
+        if path.suffix.lower() != SUFFIXES[codec]:
+            raise ValueError(f"{path}: a {codec} video needs the file name ending {SUFFIXES[codec]}")
+        if codec == "h264" and (width % 2 or height % 2):
+            raise ValueError(f"{path}: h264 needs even width and height, not {width}x{height}")
+        if codec == "h264" and not 0 <= crf <= 51:
+            raise ValueError(f"{path}: crf {crf} is outside 0 .. 51")
+        self.path = path
+        self.frames = 0
+        self._shape = (height, width, 3)
+        self._h264 = codec == "h264"
+        self._time_base = 1 / Fraction(fps)
+        self._temporary = temporary_name(path)
+        self._container = av.open(
+            str(self._temporary),
+            "w",
+            format="mp4" if self._h264 else "matroska",
+            options=MP4_OPTIONS if self._h264 else MATROSKA_OPTIONS,
+        )
+        self._container.metadata.update(metadata or {})
+        options = {**H264_OPTIONS, "crf": str(crf)} if self._h264 else FFV1_OPTIONS
+        encoder = "libx264" if self._h264 else "ffv1"
+        self._stream = self._container.add_stream(encoder, rate=Fraction(fps), options=options)
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p" if self._h264 else "bgr0"
+        if self._h264:
+            self._stream.codec_context.colorspace = AVCOL_SPC_SMPTE170M
+            self._stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append one frame, uint8 RGB [H, W, 3]."""
+        if frame.shape != self._shape or frame.dtype != np.uint8:
+            raise ValueError(
+                f"{self.path}: frame {self.frames} is {frame.dtype} {list(frame.shape)}, "
+                f"expected uint8 {list(self._shape)}"
+            )
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        if self._h264:
+            picture = picture.reformat(
+                format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="BICUBIC"
+            )
+        picture.pts, picture.time_base = self.frames, self._time_base
+        self._container.mux(self._stream.encode(picture))
+        self.frames += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not None:
+                with suppress(av.FFmpegError):  # the error that brought us here is the one to show
+                    self._container.close()
+                return
+            if self.frames == 0:
+                raise ValueError(f"{self.path}: no frame was written, so there is no video to keep")
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            publish(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def concat(
+    paths: Sequence[Path],
+    destination: Path,
+    *,
+    fps: Fraction,
+    audio_from: Path | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Join clips into one mp4 without encoding again: frame k of the result is shown at k / fps.
+
+    The result decodes to exactly the clips' frames, one clip after the other. It appears only when complete.
+
+    Args:
+        paths: clips with equal headers and without B-frames, as :class:`VideoWriter` writes them.
+        audio_from: file whose first audio stream is laid under the video from its start, copied where mp4 can hold it,
+            as AAC elsewhere, and cut to the video's length.
+        metadata: as for :class:`VideoWriter`.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the clip that is missing, damaged or different, or the file without audio.
+    """
+    if not paths:
+        raise ValueError(f"{destination}: there are no clips to join")
+    if destination.suffix.lower() != ".mp4":
+        raise ValueError(f"{destination}: joined clips need the file name ending .mp4")
+    total = sum(probe(path).frames for path in paths)
+    temporary = temporary_name(destination)
+    try:
+        with av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as output:
+            output.metadata.update(metadata or {})
+            sources = [_joined_packets(paths, output, 1 / Fraction(fps))]
+            if audio_from is not None:
+                sources.append(_audio_packets(audio_from, output, total / Fraction(fps)))
+            # Interleaved by time, as players that stream expect it. The first packets are drawn before any is written,
+            # so that every stream is known when the header is.
+            for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
+                output.mux(packet)
+        publish(temporary, destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        container = av.open(str(path), options=READ_OPTIONS | options, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path} cannot be opened as a video ({error.strerror}): it is another kind of file, or incomplete"
+        ) from error
+    with container:
+        yield container
+
+
+def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of moving pictures; cover art does not count."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        kind = "only audio" if container.streams.audio else "no video"
+        raise ValueError(f"{path} holds {kind}: give a file with a video stream")
+    if streams[0].codec_context is None:
+        raise ValueError(f"{path}: there is no decoder for its video: convert it to H.264 first")
+    streams[0].thread_type = "SLICE"  # frame threads lose good frames next to damaged ones, and at times hide the error
+    return streams[0]
+
+
+def _index(path: Path) -> _Index:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    status = path.stat()
+    return _index_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _index_of(path: Path, _size: int, _mtime_ns: int) -> _Index:
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        fps = Fraction(stream.average_rate or stream.guessed_rate or 1)
+        has_audio = bool(container.streams.audio)
+        packets = _survey(container, stream)
+    frames, damaged = (len(packets.pts), False) if packets.one_to_one else _count_by_decoding(path)
+    _check_complete(path, packets, frames, damaged, fps)
+    first = _first_frame(path)
+    rotation = round(first.rotation / 90) % 4 * 90
+    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    info = VideoInfo(width, height, frames, fps, has_audio, rotation)
+    if not packets.one_to_one:
+        return _Index(info, array("q"), array("q"))
+    return _Index(info, array("q", sorted(packets.pts)), array("q", sorted(packets.keyframes)))
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one pass over a video stream's packets shows, without decoding.
+
+    Attributes:
+        pts, keyframes: timestamps of whole packets and of those that start a group of pictures, in file order.
+        one_to_one: each packet is one displayed frame, and the first is a keyframe.
+        damaged: a packet is broken off.
+        says: frames that the container claims; 0 where it does not say.
+        missing: seconds between the end of the last packet and the end that the container claims.
+    """
+
+    pts: array[int]
+    keyframes: array[int]
+    one_to_one: bool
+    damaged: bool
+    says: int
+    missing: Fraction
+
+
+def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _Survey:
+    pts, keyframes = array("q"), array("q")
+    end, damaged = 0, False
+    one_to_one = (
+        container.format.name.split(",")[0] in ONE_PACKET_ONE_FRAME_FORMATS
+        and stream.codec_context.name in ONE_PACKET_ONE_FRAME_CODECS
+    )
+    for packet in container.demux(stream):
+        if not packet.size:
+            continue
+        if packet.is_corrupt:
+            damaged = True
+        elif packet.pts is None or packet.is_discard:
+            one_to_one = False
+        else:
+            end = max(end, packet.pts + (packet.duration or 0))
+            pts.append(packet.pts)
+            if packet.is_keyframe:
+                keyframes.append(packet.pts)
+    one_to_one = one_to_one and bool(keyframes) and pts[0] == keyframes[0] == min(pts) and len(set(pts)) == len(pts)
+    missing = _declared_end(stream) - end * stream.time_base
+    return _Survey(pts, keyframes, one_to_one, damaged, stream.frames, missing)
+
+
+def _declared_end(stream: av.VideoStream) -> Fraction:
+    """Seconds at which Matroska says that the stream ends: it has no frame count. 0 where nothing is said."""
+    written = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if written is None:
+        return Fraction(0)
+    hours, minutes, seconds = (Fraction(part) for part in written.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _check_complete(path: Path, packets: _Survey, frames: int, damaged: bool, fps: Fraction) -> None:
+    """Raise ValueError if the file holds less than it says it does."""
+    says = packets.says
+    # Frames that an edit list hides are no damage: then all packets are there.
+    cut = 0 < frames < says and (packets.damaged or _count_packets(path, ignore_editlist="1") < says)
+    if packets.missing > 1:  # one second of grace: the claim need not be exact to the frame
+        says, cut = len(packets.pts) + round(packets.missing * fps), True
+    if cut or (damaged and frames):
+        claim = f"says it has {says} frames, but only" if says else "is damaged: only the first"
+        raise ValueError(
+            f"{path} {claim} {_count_by_decoding(path)[0]} can be read: copy the file again, or convert it to H.264"
+        )
+
+
+def _count_packets(path: Path, **options: str) -> int:
+    with _open(path, **options) as container:
+        packets = container.demux(_video_stream(path, container))
+        return sum(bool(packet.size) and not packet.is_corrupt for packet in packets)
+
+
+def _count_by_decoding(path: Path) -> tuple[int, bool]:
+    """Displayed frames up to the end or the first damage, and whether there was damage."""
+    count = 0
+    with _open(path) as container:
+        for frame in _displayed(container, _video_stream(path, container)):
+            if frame is None:
+                return count, True
+            count += 1
+    return count, False
+
+
+def _first_frame(path: Path) -> av.VideoFrame:
+    with _open(path) as container:
+        first = next(_displayed(container, _video_stream(path, container)), None)
+    if first is None:
+        raise ValueError(f"{path} has a video stream without a single readable frame: give another file")
+    return first
+
+
+def _displayed(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
+    """Decoded frames in presentation order; after the first damaged packet None, and nothing more.
+
+    What cannot be decoded before the first frame is skipped: a recording may start between two keyframes.
+    """
+    shown = False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            if shown:
+                break
+            continue
+        shown = shown or bool(frames)
+        yield from frames
+    else:
+        return
+    with suppress(av.FFmpegError):
+        yield from stream.decode(None)  # what the decoder still holds
+    yield None
+
+
+def _numbered(path: Path, index: _Index, start: int) -> Iterator[tuple[int | None, av.VideoFrame | None]]:
+    """Decoded frames with their numbers, from a keyframe at or before frame ``start`` on."""
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        if not index.pts:
+            yield from enumerate(_displayed(container, stream))
+            return
+        # Some containers seek by decoding time and land past the keyframe that was asked for: then from the beginning.
+        for keyframe in (index.keyframe_before(start), index.pts[0]):
+            container.seek(keyframe, stream=stream)
+            frames = _displayed(container, stream)
+            first = next(frames, None)
+            number = index.number(first)
+            if number is not None and number <= start:
+                break
+        for frame in itertools.chain([first], frames):
+            yield index.number(frame), frame
+
+
+def _read(path: Path, index: _Index, frames: range, size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+    last = index.info.frames - 1
+    numbers = iter(frames)
+    wanted = next(numbers, None)
+    if wanted is None:
+        return
+    for number, frame in _numbered(path, index, min(wanted, last)):
+        if number is None or frame is None or number > min(wanted, last):
+            break
+        if number == min(wanted, last):
+            if frame.is_corrupt:
+                break
+            picture = _to_rgb(path, index.info, number, frame)
+            picture = picture if size is None else stretch(picture, size)
+            while wanted is not None and number == min(wanted, last):
+                yield picture
+                wanted = next(numbers, None)
+            if wanted is None:
+                return
+    raise ValueError(f"{path}: frame {min(wanted, last)} is damaged: copy the file again, or export it anew")
+
+
+def _to_rgb(path: Path, info: VideoInfo, number: int, frame: av.VideoFrame) -> np.ndarray:
+    rgb = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range)
+    rgb = np.ascontiguousarray(np.rot90(rgb, info.rotation // 90))
+    if rgb.shape != (info.height, info.width, 3):
+        raise ValueError(
+            f"{path}: frame {number} is {rgb.shape[1]}x{rgb.shape[0]}, the first one {info.width}x{info.height}: "
+            "convert the video to one size"
+        )
+    return rgb
+
+
+# --- joining ----------------------------------------------------------------------------------------------------
+
+
+def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer, step: Fraction) -> Iterator[av.Packet]:
+    """The clips' packets with frame k at ``k * step`` seconds."""
+    number, joined, headers = 0, None, None
+    for path in paths:
+        with _open(path) as container:
+            stream = _video_stream(path, container)
+            context = stream.codec_context
+            if joined is None:
+                joined = output.add_stream_from_template(stream, opaque=True)
+                joined.time_base = step
+                headers = (context.name, context.width, context.height, context.pix_fmt, context.extradata)
+            if (context.name, context.width, context.height, context.pix_fmt, context.extradata) != headers:
+                raise ValueError(
+                    f"{path} ({context.name}, {context.width}x{context.height}) was not encoded as {paths[0]} was, so "
+                    "they cannot be joined without encoding: give clips of one size and rate, written in one way"
+                )
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.pts != packet.dts:
+                    raise ValueError(f"{path} has B-frames: clips to be joined must be written without them")
+                packet.stream, packet.time_base = joined, step
+                packet.pts = packet.dts = number
+                packet.duration = 1
+                number += 1
+                yield packet
+
+
+def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
+    """The first audio stream's packets for mp4, cut off after ``seconds``.
+
+    Time 0 is where the file's first picture is shown; in a file without pictures, where its sound begins.
+    """
+    with _open(path) as container:
+        stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+        if stream is None:
+            raise ValueError(f"{path} has no audio that can be read: give another file, or none")
+        starts = [first for first in (*container.streams.video, stream) if first.start_time is not None]
+        origin = starts[0].start_time * starts[0].time_base if starts else Fraction(0)
+        copied = stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS
+        for packet in (_copied if copied else _as_aac)(container, stream, output, origin, seconds):
+            start = packet.pts * packet.time_base
+            if start >= seconds:
+                return
+            packet.duration = min(packet.duration, math.ceil((seconds - start) / packet.time_base))
+            yield packet
+
+
+def _copied(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    output: av.container.OutputContainer,
+    origin: Fraction,
+    _seconds: Fraction,
+) -> Iterator[av.Packet]:
+    target = output.add_stream_from_template(stream, opaque=True)
+    shift = round(origin / stream.time_base)
+    for packet in container.demux(stream):
+        if packet.size:
+            packet.pts -= shift
+            packet.dts = packet.pts
+            packet.stream = target
+            yield packet
+
+
+def _as_aac(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    output: av.container.OutputContainer,
+    origin: Fraction,
+    seconds: Fraction,
+) -> Iterator[av.Packet]:
+    rate = stream.codec_context.sample_rate
+    rate = rate if rate in AAC_RATES else 48000
+    layout = {1: "mono", 6: "5.1"}.get(stream.codec_context.channels, "stereo")
+    target = output.add_stream("aac", rate=rate, layout=layout)
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    position = None
+    frames = container.decode(stream)
+    decoded = itertools.takewhile(lambda frame: frame.pts * frame.time_base - origin < seconds, frames)
+    for frame in itertools.chain(decoded, [None]):
+        if position is None and frame is not None:
+            position = round((frame.pts * frame.time_base - origin) * rate)
+        for part in resampler.resample(frame):
+            part.pts, part.time_base = position, Fraction(1, rate)
+            position += part.samples
+            yield from target.encode(part)
+    yield from target.encode(None)
