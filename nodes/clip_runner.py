@@ -1,0 +1,84 @@
+"""The host's objects that a clip needs, by clip number: text, noise, seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..longvie_core.backends import comfy as backend
+from ..longvie_core.files import write_atomically
+from ..longvie_core.noise import UnifiedNoise
+from .prompts import PromptSchedule
+
+
+class ClipRunner:
+    """Sampler, prompts and noise of a range of clips.
+
+    Args:
+        sampler: what samples.
+        prompts: texts and their encoder.
+        noise: LongVie's, or any NOISE of the host, which then starts every clip alike.
+        clips: the clips that will be rendered.
+        embeddings: folder that keeps text embeddings from run to run; ``None`` = memory.
+    """
+
+    def __init__(
+        self,
+        sampler: backend.MultimodalSampler,
+        prompts: PromptSchedule,
+        noise: object,
+        clips: Sequence[int],
+        embeddings: Path | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.prompts = prompts
+        self.noise = noise
+        self.embeddings = embeddings
+        self.memory: dict[str, backend.Conditioning] = {}
+        self.backend = backend.ComfyBackend(
+            sampler, self.text_of, self.seed_of, backend.progress_over_clips(sampler, clips)
+        )
+        # All texts before the first clip, so that text encoder and video model are not loaded in turn.
+        for text in dict.fromkeys(text for clip in clips for text in prompts.texts(clip)):
+            self._encode(text)
+
+    def text_of(self, clip: int) -> tuple[backend.Conditioning, backend.Conditioning]:
+        """Positive and negative CONDITIONING of a clip."""
+        positive, negative = (self._read(text) for text in self.prompts.texts(clip))
+        return positive, negative
+
+    def noise_of(self, clip: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Initial noise of a clip."""
+        offset = self.prompts.seed_offset(clip)
+        if isinstance(self.noise, UnifiedNoise):
+            return self.noise.for_clip(clip, shape, offset)
+        return self.noise.generate_noise({"samples": torch.zeros(shape)})
+
+    def seed_of(self, clip: int) -> int:
+        """Seed of stochastic samplers: the first clip's is the noise seed, as the host's KSampler has it."""
+        return (self.noise.seed + self.prompts.seed_offset(clip) + clip) % 2**64
+
+    def _encode(self, text: str) -> None:
+        if self.prompts.clip is None:
+            return
+        if self.embeddings is None:
+            self.memory[text] = backend.encode_text(self.prompts.clip, text)
+        elif not self._path(text).is_file():
+            ((embedding, _),) = backend.encode_text(self.prompts.clip, text)
+            self.embeddings.mkdir(exist_ok=True)
+            write_atomically(self._path(text), lambda part: save_file({"text": embedding.cpu().contiguous()}, part))
+
+    def _read(self, text: str) -> backend.Conditioning:
+        if self.prompts.clip is None:
+            return backend.empty_text(self.sampler.model)
+        if self.embeddings is None:
+            return self.memory[text]
+        return [[load_file(self._path(text))["text"], {}]]
+
+    def _path(self, text: str) -> Path:
+        name = hashlib.sha256(f"{self.prompts.encoder}\n{text}".encode()).hexdigest()
+        return self.embeddings / f"{name[:32]}.safetensors"

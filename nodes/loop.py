@@ -1,0 +1,148 @@
+"""The whole video, clip by clip, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+
+from comfy.cli_args import args
+from comfy_api.latest import InputImpl, io, ui
+
+from ..longvie_core.autoregress import Carry, generate
+from ..longvie_core.control.check import check_controls
+from ..longvie_core.run import ClipKey, clip_range
+from . import storage, types
+from .clip_runner import ClipRunner
+
+
+class LongVieClipLoop(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieClipLoop",
+            display_name="LongVie Clip Loop",
+            category="LongVie",
+            description="Generates the whole video clip by clip. Each clip is on disk as soon as it is decoded; queueing the "
+            "same run again goes on where it stopped, and renders again only what has changed.",
+            search_aliases=["long video", "autoregressive", "resume"],
+            is_output_node=True,
+            inputs=[
+                types.Sampler.Input("sampler", tooltip="From LongVie Multimodal Sampler."),
+                types.Plan.Input("plan", tooltip="From LongVie Clip Plan or Load Clips."),
+                types.Prompts.Input("prompts", tooltip="From LongVie Prompt Schedule."),
+                io.Noise.Input("noise", tooltip="From LongVie Unified Noise."),
+                io.Image.Input("first_frame", tooltip="First frame: it sets the look. Stretched to the plan's size."),
+                types.Control.Input("dense", optional=True, tooltip="Depth control."),
+                types.Control.Input("sparse", optional=True, tooltip="Point-track control."),
+                io.String.Input(
+                    "run_name",
+                    default="longvie",
+                    tooltip="Folder under output/longvie that keeps this run. The same name resumes it, a new one starts anew.",
+                ),
+                io.String.Input(
+                    "clips",
+                    default="",
+                    tooltip="Which clips to render, counted from 1: empty = all, '3' = only clip 3, '3-5', '4-' = from 4 on. "
+                    "Clips before them are kept even if they were made with other settings; the video ends with the last.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output("video", tooltip="The stitched video, a file on disk."),
+                io.Image.Output("last_frame", tooltip="Last frame of the video."),
+                io.String.Output("report", tooltip="What was kept, what was rendered and why, how long it took."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(
+        cls, sampler, plan, prompts, noise, first_frame, run_name, clips, dense=None, sparse=None
+    ) -> io.NodeOutput:
+        plan = check_controls(plan, dense, sparse)
+        wanted = clip_range(clips, plan.clips)
+        run = storage.open_run(run_name)
+        first = storage.to_frame(first_frame, plan)
+        keys = [
+            clip_key(cls.hidden.dynprompt, cls.hidden.unique_id, plan, clip, sampler, prompts, noise, dense, sparse, first)
+            for clip in range(wanted.stop)
+        ]
+        resume = run.resume(keys, fixed=wanted.start)
+        report = [*run.notes, *resume.reasons, f"kept {resume.kept} of {wanted.stop} clips"]
+        pending = range(resume.kept, wanted.stop)
+        if pending:
+            carry = run.carry(pending.start, plan) if pending.start else Carry(first[None], first=True)
+            runner = ClipRunner(sampler.sampler, prompts, noise, pending, run.folder / "prompts")
+            results = generate(
+                plan, pending, carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
+            )
+            started = time.monotonic()
+            for result in results:
+                seconds = time.monotonic() - started
+                run.save_clip(result.clip, plan, keys[result.clip], result.latents, result.frames, seconds)
+                report.append(f"clip {result.clip + 1} of {plan.clips} rendered in {seconds:.1f} s")
+                started = time.monotonic()
+        video = run.assemble(wanted.stop, cls.metadata())
+        last = storage.to_image(run.last_frame(wanted.stop - 1, plan)[None])
+        report.append(f"{run.frames(wanted.stop)} frames in {video.name}")
+        finished_runs[run_name] = run.state()
+        return io.NodeOutput(
+            InputImpl.VideoFromFile(str(video)),
+            last,
+            "\n".join(report),
+            ui=ui.PreviewVideo([ui.SavedResult(video.name, f"longvie/{run_name}", io.FolderType.output)]),
+        )
+
+    @classmethod
+    def metadata(cls) -> dict[str, str]:
+        """Prompt and workflow, as the host stores them in its own videos."""
+        if args.disable_metadata:
+            return {}
+        values = {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
+        return {key: json.dumps(value) for key, value in values.items() if value is not None}
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name=None, **_) -> str:
+        # The host's cache may answer only while the files of the run that it remembers are untouched.
+        if run_name not in finished_runs:
+            return "not rendered by this process"
+        return finished_runs[run_name] if storage.open_run(run_name).state() == finished_runs[run_name] else "changed on disk"
+
+    @classmethod
+    def validate_inputs(cls, run_name=None, clips=None) -> bool | str:
+        try:
+            if run_name is not None:
+                storage.check_run_name(run_name)
+            if clips is not None:
+                clip_range(clips, None)
+        except ValueError as error:
+            return str(error)
+        return True
+
+
+finished_runs: dict[str, str] = {}
+"""State of the runs that this process has finished, by run name: what the host's cache of this node stands for."""
+
+
+def clip_key(dynprompt, node_id, plan, clip, sampler, prompts, noise, dense, sparse, first_frame) -> ClipKey:
+    """What a clip depends on; each part is named in the report when it changes."""
+    text, negative = prompts.texts(clip)
+    parts = {
+        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap} at {plan.fps} fps",
+        "frames taken": f"{plan.kept_frames(clip)}",
+        "sampler": sampler.fingerprint,
+        "prompt": _hash(text),
+        "negative prompt": _hash(negative),
+        "text encoder": prompts.encoder,
+        "noise": storage.graph_fingerprint(dynprompt, node_id, "noise"),
+        "seed offset": str(prompts.seed_offset(clip)),
+        "dense control": dense.digest(plan, clip) if dense else "none",
+        "sparse control": sparse.digest(plan, clip) if sparse else "none",
+    }
+    if clip == 0:
+        parts["first frame"] = hashlib.sha256(first_frame).hexdigest()
+    return ClipKey(parts)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

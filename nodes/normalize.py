@@ -1,0 +1,54 @@
+"""Raw depth to the dense control that LongVie was trained on."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..longvie_core.control.normalize import write_control
+from ..longvie_core.control.signal import Control
+from . import storage, types
+
+
+class LongVieGlobalNormalize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieGlobalNormalize",
+            display_name="LongVie Global Normalize",
+            category="LongVie/control",
+            description="Turns raw depth into the dense control: the 5th and 95th percentile of the whole video become white "
+            "and black, near = black. Never per frame: that flickers, and measures worse than no control.",
+            search_aliases=["depth", "percentile"],
+            inputs=[
+                types.Signal.Input("signal", tooltip="Raw, un-normalised depth of the whole video."),
+                types.Plan.Input("plan", tooltip="Says how many frames the clips use; the percentiles are taken over those."),
+                io.Float.Input(
+                    "low_percentile",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Everything farther becomes white. LongVie: 5.",
+                ),
+                io.Float.Input(
+                    "high_percentile",
+                    default=95.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Everything nearer becomes black. LongVie: 95.",
+                ),
+            ],
+            outputs=[types.Control.Output("dense", tooltip="Dense control, near = black.")],
+        )
+
+    @classmethod
+    def execute(cls, signal, plan, low_percentile, high_percentile) -> io.NodeOutput:
+        plan = plan.resolved(signal.frames)
+        percentiles = (low_percentile, high_percentile)
+        destination = storage.cached("dense", signal, storage.stamp(signal.path), plan, percentiles)
+        if destination.is_file():
+            return io.NodeOutput(Control.from_video(destination, "dense"))
+        return io.NodeOutput(write_control(signal, plan, destination, percentiles))

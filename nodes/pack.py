@@ -1,0 +1,47 @@
+"""The list of nodes that this pack adds to the host."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ..longvie_core.backends.comfy import require_host
+from .controls import LongVieControlFromVideo, LongVieControlPreview, LongVieLoadClips
+from .loop import LongVieClipLoop
+from .model import LongVieApplyControl, LongVieAttentionOverlay, LongVieLoadControl
+from .noise import LongVieUnifiedNoise
+from .normalize import LongVieGlobalNormalize
+from .plan import LongVieClipPlan
+from .prompts import LongViePromptSchedule
+from .sampler import LongVieMultimodalSampler, LongVieSampleClip, LongVieSigmas
+
+NODES: list[type[io.ComfyNode]] = [
+    LongVieClipPlan,
+    LongVieLoadClips,
+    LongVieControlFromVideo,
+    LongVieGlobalNormalize,
+    LongVieControlPreview,
+    LongVieUnifiedNoise,
+    LongVieSigmas,
+    LongViePromptSchedule,
+    LongVieLoadControl,
+    LongVieAttentionOverlay,
+    LongVieApplyControl,
+    LongVieMultimodalSampler,
+    LongVieSampleClip,
+    LongVieClipLoop,
+]
+
+
+class LongVieExtension(ComfyExtension):
+    """What the host asks for when it loads the pack."""
+
+    async def on_load(self) -> None:
+        require_host()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> LongVieExtension:
+    """Called by the host."""
+    return LongVieExtension()

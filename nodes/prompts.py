@@ -1,0 +1,80 @@
+"""Per-clip prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for
+from . import storage, types
+
+
+@dataclass(frozen=True)
+class PromptSchedule:
+    """Payload of LONGVIE_PROMPTS.
+
+    Args:
+        prompts: one entry a clip; the last repeats.
+        negative: negative prompt of clips that have none of their own.
+        clip: the host's text encoder, or ``None`` = no text.
+        encoder: fingerprint of the text encoder.
+    """
+
+    prompts: tuple[ClipPrompt, ...]
+    negative: str
+    clip: object | None
+    encoder: str
+
+    def texts(self, clip: int) -> tuple[str, str]:
+        """Positive and negative text of a clip."""
+        prompt = prompt_for(self.prompts, clip)
+        return prompt.text, self.negative if prompt.negative is None else prompt.negative
+
+    def seed_offset(self, clip: int) -> int:
+        return prompt_for(self.prompts, clip).seed_offset
+
+
+class LongViePromptSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongViePromptSchedule",
+            display_name="LongVie Prompt Schedule",
+            category="LongVie",
+            description="One prompt a clip. Each distinct text is encoded once. Without CLIP the video is made without text.",
+            search_aliases=["caption", "per clip prompt"],
+            inputs=[
+                io.String.Input(
+                    "prompts",
+                    multiline=True,
+                    default="",
+                    tooltip="One prompt a line, one line a clip; the last line is used for all further clips. Or a JSON list: "
+                    'strings, or objects like {"prompt": "...", "negative": "...", "seed_offset": 0}.',
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default=REFERENCE_NEGATIVE,
+                    tooltip="Negative prompt of every clip. The default is Wan's own, which LongVie uses.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Text encoder (umt5_xxl, type wan). Leave open for models without text."
+                ),
+            ],
+            outputs=[types.Prompts.Output("prompts", tooltip="For the clip loop and Sample Clip.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(cls, prompts, negative, clip=None) -> io.NodeOutput:
+        encoder = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
+        return io.NodeOutput(PromptSchedule(parse_prompts(prompts), negative, clip, encoder))
+
+    @classmethod
+    def validate_inputs(cls, prompts=None) -> bool | str:
+        try:
+            parse_prompts(prompts or "")
+        except ValueError as error:
+            return str(error)
+        return True

@@ -1,0 +1,183 @@
+"""What samples a clip, and one clip of the autoregression as a node of its own."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..longvie_core.autoregress import Carry, HistorySettings, generate
+from ..longvie_core.backends import comfy as backend
+from ..longvie_core.control.check import check_controls
+from ..longvie_core.schedule import SHIFT, STEPS, flow_sigmas
+from . import storage, types
+from .clip_runner import ClipRunner
+from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs
+
+
+@dataclass(frozen=True)
+class NamedSampler:
+    """Payload of LONGVIE_SAMPLER: the sampler, and the fingerprint of the graph that made it."""
+
+    sampler: backend.MultimodalSampler
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ClipState:
+    """Payload of LONGVIE_STATE: where the previous clip's tail lies, and which clip comes next (from 0)."""
+
+    tail: Path
+    next_clip: int
+
+
+class LongVieSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieSigmas",
+            display_name="LongVie Sigmas",
+            category="LongVie",
+            description="The flow-matching schedule that LongVie uses. The host's 'simple' scheduler equals it only where "
+            "1000 is divisible by the steps.",
+            search_aliases=["scheduler", "steps", "shift"],
+            inputs=[
+                io.Int.Input("steps", default=STEPS, min=1, max=1000, tooltip="Model evaluations a clip. LongVie: 50."),
+                io.Float.Input("shift", default=SHIFT, min=0.01, max=100.0, step=0.01, tooltip="Time shift. LongVie: 5."),
+            ],
+            outputs=[io.Sigmas.Output("sigmas", tooltip="For Multimodal Sampler or the host's custom samplers.")],
+        )
+
+    @classmethod
+    def execute(cls, steps, shift) -> io.NodeOutput:
+        return io.NodeOutput(flow_sigmas(steps, shift))
+
+
+class LongVieMultimodalSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieMultimodalSampler",
+            display_name="LongVie Multimodal Sampler",
+            category="LongVie",
+            description="Everything about sampling that is not the clip: the controlled model, VAE, sampler, guidance, and how "
+            "strongly each modality acts when.",
+            search_aliases=["sampler", "cfg", "strength"],
+            inputs=[
+                io.Model.Input("model", tooltip="Wan 2.1 image-to-video model with its LoRAs, overlay, compile and so on."),
+                types.ModelPatch.Input("control", tooltip="From LongVie Load Control."),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
+                io.Sampler.Input("sampler", tooltip="From KSamplerSelect; LongVie uses euler."),
+                io.Sigmas.Input("sigmas", tooltip="From LongVie Sigmas."),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="clip_vision_h; needed by models with an image branch, which all of Wan2.1-I2V-14B have.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale. LongVie: 5. At 1 the negative prompt is not evaluated, which is twice as fast.",
+                ),
+                *modality_inputs("dense"),
+                *modality_inputs("sparse"),
+                io.Int.Input(
+                    "history_frames",
+                    default=HistorySettings().frames,
+                    min=0,
+                    max=17,
+                    advanced=True,
+                    tooltip="Last frames of the previous clip that the next one sees. LongVie passes 8, of which its VAE "
+                    "encodes 5; 5, 9, 13 and 17 lose nothing; 0 = no history.",
+                ),
+                FIRST_FRAME_SIGMA_INPUT,
+            ],
+            outputs=[types.Sampler.Output("sampler", tooltip="For the clip loop or Sample Clip.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        control,
+        vae,
+        sampler,
+        sigmas,
+        cfg,
+        dense_strength,
+        dense_start,
+        dense_end,
+        sparse_strength,
+        sparse_start,
+        sparse_end,
+        history_frames,
+        first_frame_sigma,
+        clip_vision=None,
+    ) -> io.NodeOutput:
+        history = HistorySettings(history_frames, first_frame_sigma)
+        patched = backend.apply_control(
+            model,
+            control,
+            backend.ModalityRange(dense_strength, dense_start, dense_end),
+            backend.ModalityRange(sparse_strength, sparse_start, sparse_end),
+            first_frame_sigma,
+        )
+        fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id)
+        multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg, history)
+        return io.NodeOutput(NamedSampler(multimodal, fingerprint))
+
+
+class LongVieSampleClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieSampleClip",
+            display_name="LongVie Sample Clip",
+            category="LongVie",
+            description="One clip: state in, state out. For loops of your own; LongVie Clip Loop does the whole video, with "
+            "resume.",
+            search_aliases=["autoregressive", "single clip"],
+            inputs=[
+                types.Sampler.Input("sampler", tooltip="From LongVie Multimodal Sampler."),
+                types.Plan.Input("plan", tooltip="From LongVie Clip Plan or Load Clips."),
+                types.Prompts.Input("prompts", tooltip="From LongVie Prompt Schedule."),
+                io.Noise.Input("noise", tooltip="From LongVie Unified Noise."),
+                io.Image.Input("first_frame", tooltip="First frame of the whole video; used while no state is connected."),
+                types.Control.Input("dense", optional=True, tooltip="Depth control."),
+                types.Control.Input("sparse", optional=True, tooltip="Point-track control."),
+                types.State.Input("state", optional=True, tooltip="State after the previous clip; open for the first clip."),
+            ],
+            outputs=[
+                types.State.Output("state", tooltip="For the next clip."),
+                io.Image.Output("images", tooltip="All frames of the clip, the shared first one included."),
+                io.Latent.Output("latent", tooltip="The clip's latents."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, sampler, plan, prompts, noise, first_frame, dense=None, sparse=None, state=None
+    ) -> io.NodeOutput:
+        plan = check_controls(plan, dense, sparse)
+        if state is None:
+            clip, carry = 0, Carry(storage.to_frame(first_frame, plan)[None], first=True)
+        else:
+            clip, carry = state.next_clip, storage.read_tail(state.tail)
+        plan.control_frames(clip)
+        runner = ClipRunner(sampler.sampler, prompts, noise, [clip])
+        (result,) = generate(
+            plan, [clip], carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
+        )
+        tail = Path(folder_paths.get_temp_directory()) / "longvie" / f"tail_{time.time_ns()}.safetensors"
+        storage.write_tail(tail, Carry.after(plan, result.frames))
+        return io.NodeOutput(
+            ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents}
+        )

@@ -1,0 +1,184 @@
+"""Where the pack reads and writes inside the host's folders, and what names the things that have no bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import Input, InputImpl
+from safetensors.torch import load_file, save_file
+
+from ..longvie_core.autoregress import Carry
+from ..longvie_core.clips import ClipPlan
+from ..longvie_core.files import write_atomically
+from ..longvie_core.run import Run, check_run_name
+from ..longvie_core.video import VideoWriter, stretch
+
+
+def input_folder(name: str) -> Path:
+    """A folder inside ComfyUI's input folder.
+
+    Raises:
+        ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
+    """
+    root = Path(folder_paths.get_input_directory()).resolve()
+    if "\0" in name:
+        raise ValueError(f"folder {name!r} holds a NUL character: choose a folder inside ComfyUI's input folder")
+    folder = (root / name).resolve()
+    if not name or not folder.is_relative_to(root) or folder == root:
+        raise ValueError(f"folder {name!r} is not inside ComfyUI's input folder: copy the clips into a folder there")
+    if not folder.is_dir():
+        raise ValueError(f"folder {name!r} does not exist in ComfyUI's input folder: copy the clips there")
+    return folder
+
+
+def clip_folders() -> list[str]:
+    """Folders in the input folder that hold a ``cond.json``."""
+    root = Path(folder_paths.get_input_directory())
+    return sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/cond.json"))
+
+
+def open_run(name: str) -> Run:
+    """The run ``<output>/longvie/<name>``.
+
+    Raises:
+        ValueError: the name is no plain folder name, or the folder is a link that leads elsewhere.
+    """
+    runs = Path(folder_paths.get_output_directory()).resolve() / "longvie"
+    folder = runs / check_run_name(name)
+    if folder.exists() and folder.resolve() != folder:
+        raise ValueError(f"run {name!r} is a link that leads out of ComfyUI's output folder: use another run name")
+    return Run(folder)
+
+
+def cache_folder() -> Path:
+    """Where derived controls are kept: ``<user>/longvie/controls``."""
+    folder = Path(folder_paths.get_user_directory()) / "longvie" / "controls"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cached(kind: str, *made_from: object) -> Path:
+    """Where a control video that is made from these things is kept."""
+    return cache_folder() / f"{kind}_{hashlib.sha256(repr(made_from).encode()).hexdigest()}.mkv"
+
+
+def tensor_sha256(tensor: torch.Tensor) -> str:
+    """Hash of a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def to_frame(image: torch.Tensor, plan: ClipPlan) -> np.ndarray:
+    """First picture of an IMAGE [B, H, W, C] -> uint8 [height, width, 3], stretched as the reference does."""
+    return stretch(to_uint8(image[0]), (plan.width, plan.height))
+
+
+def to_frames(images: torch.Tensor, plan: ClipPlan) -> np.ndarray:
+    """IMAGE [B, H, W, C] -> uint8 frames [B, height, width, 3]."""
+    return np.stack([to_frame(image[None], plan) for image in images])
+
+
+def to_image(frames: np.ndarray) -> torch.Tensor:
+    """uint8 frames [T, H, W, 3] -> IMAGE [T, H, W, 3] in 0 .. 1."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).float().div_(255)
+
+
+def image_file(images: torch.Tensor) -> Path:
+    """A lossless video of an IMAGE batch in the cache, named by its content."""
+    path = cache_folder() / f"{tensor_sha256(images)}.mkv"
+    if not path.is_file():
+        count, height, width = images.shape[:3]
+        with VideoWriter(path, width, height, Fraction(16), codec="lossless") as writer:
+            for index in range(count):
+                writer.write(to_uint8(images[index]))
+    return path
+
+
+def video_file(video: Input.Video) -> Path:
+    """The file behind a VIDEO; one without a file of its own, or trimmed, is written to the cache first.
+
+    Raises:
+        ValueError: the video has no frames.
+    """
+    source = video.get_stream_source()
+    trimmed = isinstance(video, InputImpl.VideoFromFile) and video.get_active_trim_window() != (0.0, 0.0)
+    if isinstance(source, str) and not trimmed:
+        return Path(source)
+    return image_file(video.get_components().images)
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly."""
+    return np.ascontiguousarray((image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file: what stands for its content where hashing it would be slow."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def write_tail(path: Path, carry: Carry) -> None:
+    """Keep what the next clip needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: save_file({"tail": torch.from_numpy(carry.frames)}, part))
+
+
+def read_tail(path: Path) -> Carry:
+    """Read back :func:`write_tail`.
+
+    Raises:
+        ValueError: the file is gone (ComfyUI clears its temp folder when it starts).
+    """
+    if not path.is_file():
+        raise ValueError("the previous clip's frames are gone from ComfyUI's temp folder: queue the first clip again")
+    return Carry(load_file(path)["tail"].numpy(), first=False)
+
+
+def graph_fingerprint(dynprompt: object, node_id: str, input_name: str | None = None) -> str:
+    """Hash of a node and of everything upstream of it, with size and time of the files that it names.
+
+    Args:
+        dynprompt: the host's hidden DYNPROMPT.
+        node_id: the node.
+        input_name: only what is upstream of this input; ``None`` = the node itself and all its inputs.
+    """
+    seen: dict[str, str] = {}
+
+    def describe(value: object) -> object:
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
+            return ["link", hash_of(value[0]), value[1]]
+        if isinstance(value, str):
+            return [value, *_file_stamp(value)]
+        return value
+
+    def hash_of(identifier: str) -> str:
+        if identifier not in seen:
+            node = dynprompt.get_node(identifier)
+            inputs = {name: describe(value) for name, value in sorted(node["inputs"].items())}
+            text = json.dumps([node["class_type"], inputs], sort_keys=True, default=str)
+            seen[identifier] = hashlib.sha256(text.encode()).hexdigest()
+        return seen[identifier]
+
+    if input_name is None:
+        return hash_of(node_id)
+    value = dynprompt.get_node(node_id)["inputs"].get(input_name)
+    return hashlib.sha256(json.dumps(describe(value), default=str).encode()).hexdigest()
+
+
+def _file_stamp(value: str) -> list[int]:
+    """Size and time of the file that a widget names in any of the host's model folders or its input folder."""
+    if not value or len(value) > 255 or "\n" in value:
+        return []
+    paths = (folder_paths.get_full_path(kind, value) for kind in folder_paths.folder_names_and_paths)
+    path = next((Path(path) for path in paths if path), None)
+    if path is None:
+        return []
+    return list(stamp(path))

@@ -1,0 +1,26 @@
+"""Sockets of this pack. Each payload is a small frozen dataclass of paths, settings and host objects, never of big tensors."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+Plan = io.Custom("LONGVIE_PLAN")
+"""longvie_core.clips.ClipPlan"""
+
+Signal = io.Custom("LONGVIE_SIGNAL")
+"""longvie_core.control.signal.Signal: raw, un-normalised depth on disk"""
+
+Control = io.Custom("LONGVIE_CONTROL")
+"""longvie_core.control.signal.Control: control pictures on disk, addressed by clip"""
+
+Prompts = io.Custom("LONGVIE_PROMPTS")
+"""nodes.prompts.PromptSchedule"""
+
+Sampler = io.Custom("LONGVIE_SAMPLER")
+"""nodes.sampler.NamedSampler"""
+
+State = io.Custom("LONGVIE_STATE")
+"""nodes.sampler.ClipState"""
+
+ModelPatch = io.Custom("MODEL_PATCH")
+"""The host's own type for networks that are loaded beside a MODEL."""
