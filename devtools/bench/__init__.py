@@ -1,0 +1,1 @@
+"""Benchmarks: ``python dev.py bench NAME``. Each prints one JSON object as its last line."""

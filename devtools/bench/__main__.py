@@ -1,0 +1,22 @@
+"""``python dev.py bench NAME``: choose a benchmark."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+BENCHMARKS = {"step": "one model evaluation with control against the plain backbone"}
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; returns the exit code."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        print("usage: python dev.py bench NAME [options]\n")
+        for name, what in BENCHMARKS.items():
+            print(f"  {name:<10} {what}")
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    return importlib.import_module(f"devtools.bench.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
