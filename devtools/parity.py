@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from longvie_core.control.normalize import global_percentiles, normalize, to_uint8
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,6 +30,8 @@ from longvie_core.conditioning import (
     image_condition,
     pixels_from_uint8,
 )
+from longvie_core.control.normalize import global_percentiles, normalize, to_uint8
+from longvie_core.control.render import cover_resize, depth_to_z, render_tracks
 from longvie_core.dual_control import DualControl, DualControlConfig, torch_dual_control, velocity
 from longvie_core.noise import FIRST_FRAME_SIGMA, UnifiedNoise, gaussian
 from longvie_core.schedule import add_noise, euler_step, nearest_step, shifted, training_weights
@@ -539,6 +540,22 @@ def depth_rows(golden: Path) -> Iterator[Row]:
                 yield Row(f"depth {frames} frames chunk {chunk} bytes", difference(window, theirs), EXACT)
 
 
+def track_rows(golden: Path) -> Iterator[Row]:
+    """The tracks' z and their drawn frames, byte for byte."""
+    height, width = read_json(golden / "depth_track.json")["track_target_hw"]
+    with np.load(golden / "depth_track.npz") as arrays:
+        for case in ("track_depth", "track_depth_rgbdiff"):
+            ours = depth_to_z(arrays[f"{case}.in_u8"], (width, height))
+            yield Row(f"tracks {case}", difference(ours, arrays[f"{case}.out"][:, 0]), 1e-6)
+        pixels = arrays["track_video.in_u8"].astype(np.float32).transpose(0, 3, 1, 2)
+        ours = cover_resize(pixels, (width, height))
+        yield Row("tracks track_video", difference(ours, arrays["track_video.out"][0]), 1e-4)
+        for case, frames in (("vis", "frames_u8"), ("vis", "frames_all_visible_u8"), ("vis_z0", "frames_u8")):
+            theirs = arrays[f"{case}.{frames}"]
+            drawn = np.stack(list(render_tracks(arrays[f"{case}.tracks"], None, theirs.shape[2], theirs.shape[1])))
+            yield Row(f"tracks drawn {case} {frames}", difference(drawn, theirs), EXACT)
+
+
 def all_rows(golden: Path, groups: Iterable[str]) -> Iterator[Row]:
     """Every row of the groups asked for."""
     for group in groups:
@@ -563,6 +580,7 @@ GROUPS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "conditioning": conditioning_rows,
     "loop": loop_rows,
     "depth": depth_rows,
+    "tracks": track_rows,
 }
 
 
