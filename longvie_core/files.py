@@ -30,7 +30,10 @@ def write_atomically(destination: Path, write: Callable[[Path], object]) -> None
     """Let ``write`` fill a temporary file and publish it as ``destination``; an error leaves nothing behind."""
     temporary = temporary_name(destination)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # some writers replace the file by one that only its owner may read
         publish(temporary, destination)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import os
 import re
 from array import array
 from bisect import bisect_left, bisect_right
@@ -23,6 +22,8 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
+from .files import publish, temporary_name, write_atomically
 
 READ_OPTIONS = {
     # A «video» may be a playlist that names other files or addresses: read only the file given, as a real format.
@@ -146,24 +147,6 @@ def stretch(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
 
 
-def publish(temporary: Path, destination: Path) -> None:
-    """Make the finished file ``temporary`` appear as ``destination`` in one step, surviving a power cut afterwards."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(destination)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(destination.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def temporary_name(destination: Path) -> Path:
-    """Where a file is written before :func:`publish`: in the same folder, since a rename cannot cross file systems."""
-    return destination.with_name(destination.name + ".part")
-
-
 class VideoWriter:
     """Write frames to a video file that appears, complete, only when the ``with`` block ends without an error.
 
@@ -283,21 +266,20 @@ def concat(
         raise ValueError(f"{destination}: there are no clips to join")
     if destination.suffix.lower() != ".mp4":
         raise ValueError(f"{destination}: joined clips need the file name ending .mp4")
-    total = sum(probe(path).frames for path in paths)
-    temporary = temporary_name(destination)
-    try:
+    seconds = sum(probe(path).frames for path in paths) / Fraction(fps)
+
+    def write(temporary: Path) -> None:
         with av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as output:
             output.metadata.update(metadata or {})
             sources = [_joined_packets(paths, output, 1 / Fraction(fps))]
             if audio_from is not None:
-                sources.append(_audio_packets(audio_from, output, total / Fraction(fps)))
+                sources.append(_audio_packets(audio_from, output, seconds))
             # Interleaved by time, as players that stream expect it. The first packets are drawn before any is written,
             # so that every stream is known when the header is.
             for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
                 output.mux(packet)
-        publish(temporary, destination)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_atomically(destination, write)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -564,7 +546,7 @@ def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fr
         starts = [first for first in (*container.streams.video, stream) if first.start_time is not None]
         origin = starts[0].start_time * starts[0].time_base if starts else Fraction(0)
         copied = stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS
-        for packet in (_copied if copied else _as_aac)(container, stream, output, origin, seconds):
+        for packet in (_copied if copied else _as_aac)(container, stream, output, origin):
             start = packet.pts * packet.time_base
             if start >= seconds:
                 return
@@ -577,12 +559,11 @@ def _copied(
     stream: av.AudioStream,
     output: av.container.OutputContainer,
     origin: Fraction,
-    _seconds: Fraction,
 ) -> Iterator[av.Packet]:
     target = output.add_stream_from_template(stream, opaque=True)
     shift = round(origin / stream.time_base)
     for packet in container.demux(stream):
-        if packet.size:
+        if packet.size and packet.pts is not None:
             packet.pts -= shift
             packet.dts = packet.pts
             packet.stream = target
@@ -594,7 +575,6 @@ def _as_aac(
     stream: av.AudioStream,
     output: av.container.OutputContainer,
     origin: Fraction,
-    seconds: Fraction,
 ) -> Iterator[av.Packet]:
     rate = stream.codec_context.sample_rate
     rate = rate if rate in AAC_RATES else 48000
@@ -602,10 +582,8 @@ def _as_aac(
     target = output.add_stream("aac", rate=rate, layout=layout)
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
     position = None
-    frames = container.decode(stream)
-    decoded = itertools.takewhile(lambda frame: frame.pts * frame.time_base - origin < seconds, frames)
-    for frame in itertools.chain(decoded, [None]):
-        if position is None and frame is not None:
+    for frame in container.decode(stream):
+        if position is None:
             position = round((frame.pts * frame.time_base - origin) * rate)
         for part in resampler.resample(frame):
             part.pts, part.time_base = position, Fraction(1, rate)

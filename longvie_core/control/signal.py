@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..clips import ClipPlan
-from ..video import VideoWriter, probe, publish, read_frames, stretch, temporary_name
+from ..files import file_sha256, publish, temporary_name, write_atomically
+from ..video import VideoWriter, probe, read_frames, stretch
 
 MODALITIES = ("dense", "sparse")
 KINDS = ("disparity", "depth")
@@ -138,7 +139,7 @@ class Control:
         end = min(numbers.stop, plan.source_frames)
         if self.frames < end:
             raise ValueError(
-                f"{self.paths[0]} has {self.frames} frames, but clip {clip} needs {end}: give a longer {self.modality} "
+                f"{self.paths[0]} has {self.frames} frames, but clip {clip + 1} needs {end}: give a longer {self.modality} "
                 "control, or plan fewer source frames"
             )
         return self.paths[0], range(numbers.start, end)
@@ -362,15 +363,14 @@ def write_clips_folder(
         missing = [name for name, part in parts.items() if part is ended]
         if missing:
             raise ValueError(
-                f"{folder}: clip {clip} has no {' and no '.join(missing)}: give one of each for every clip"
+                f"{folder}: clip {clip + 1} has no {' and no '.join(missing)}: give one of each for every clip"
             )
         entry = {"text": text, "depth": f"depth_{clip:02d}.mp4", "track": f"track_{clip:02d}.mp4"}
         _write_clip(folder / entry["depth"], depths, fps)
         _write_clip(folder / entry["track"], tracks, fps)
         entries.append(entry)
-    listing = folder / "cond.json"
-    temporary_name(listing).write_text(json.dumps(entries, indent=2, ensure_ascii=False), "utf-8")
-    publish(temporary_name(listing), listing)
+    text = json.dumps(entries, indent=2, ensure_ascii=False)
+    write_atomically(folder / "cond.json", lambda temporary: temporary.write_text(text, "utf-8"))
     return load_clips_folder(folder)
 
 
@@ -400,14 +400,11 @@ def _inside(folder: Path, written: str, role: str) -> Path:
 @lru_cache(maxsize=1024)
 def _digest_of(path: Path, _size: int, _mtime_ns: int, numbers: range | None) -> str:
     """sha256 of a file's bytes, or of its decoded frames ``numbers``."""
+    if numbers is None:
+        return file_sha256(path)
     digest = hashlib.sha256()
-    if numbers is not None:
-        for frame in read_frames(path, numbers):
-            digest.update(frame.data)
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for frame in read_frames(path, numbers):
+        digest.update(frame.data)
     return digest.hexdigest()
 
 

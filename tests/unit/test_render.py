@@ -10,12 +10,19 @@ import pytest
 
 from longvie_core.control.render import cover_resize, depth_to_z, point_colors, reference_grid, render_tracks
 
-DATA = Path(__file__).parents[1] / "parity" / "data" / "tracks.npz"
+DATA = Path(__file__).parents[1] / "parity" / "data"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(DATA) as arrays:
+    with np.load(DATA / "depth_track.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Edges of the grid's columns and rows, measured in the first picture of the authors' track_00.mp4."""
+    with np.load(DATA / "example_grid.npz") as arrays:
         return dict(arrays)
 
 
@@ -206,15 +213,15 @@ def test_grid_runs_along_x_first_and_scales_with_the_picture():
     np.testing.assert_allclose(reference_grid(576, 384, 3)[:, 0], [9, 288, 567] * 3)
 
 
-def test_grid_rectangles_lie_where_the_published_example_has_them(golden):
+def test_grid_rectangles_lie_where_the_published_example_has_them(example):
     """First frame of a published 832x480 track clip: measured first and last pixels of its 50 columns and 50 rows."""
     grid = reference_grid(832, 480)
     z = np.random.default_rng(0).uniform(0.1, 1, (len(grid), 1)).astype(np.float32)
     inside = draw([np.concatenate([grid, z], axis=1)], size=(832, 480))[0].any(axis=-1)
-    for axis, name in ((0, "example.columns"), (1, "example.rows")):
+    for axis, name in ((0, "columns"), (1, "rows")):
         edges = np.diff(np.pad(inside.any(axis=axis).astype(int), 1))
-        np.testing.assert_array_equal(np.flatnonzero(edges == 1), golden[name][:, 0])
-        np.testing.assert_array_equal(np.flatnonzero(edges == -1) - 1, golden[name][:, 1])
+        np.testing.assert_array_equal(np.flatnonzero(edges == 1), example[name][:, 0])
+        np.testing.assert_array_equal(np.flatnonzero(edges == -1) - 1, example[name][:, 1])
 
 
 @pytest.mark.parametrize("name", ["track_depth", "track_depth_rgbdiff"])
