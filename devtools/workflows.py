@@ -1,0 +1,412 @@
+"""The workflows as ComfyUI's page loads them: each graph of ``workflows/api``, laid out, in ``workflows``.
+
+``python -m devtools.workflows`` asks a real host for its node descriptions and writes ``NAME.json`` for every
+``api/NAME.json``; ``--pictures`` writes the ``NAME.jpg`` that the host's template browser shows, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from graphlib import TopologicalSorter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from devtools.host import Host
+from longvie_core.clips import ClipPlan
+from longvie_core.world import make_scene
+from longvie_core.world_clips import TrackGrid, write_scene_clips
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = ROOT / "workflows"
+
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+OPTIONAL_SHAPE = 7
+"""LiteGraph's shape of an input that may stay open."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A titled frame around the nodes of these classes, in a column of the page; groups of a column lie below each other."""
+
+    title: str
+    column: int
+    classes: frozenset[str]
+
+
+GROUPS = (
+    Group("Controls", 0, frozenset({"LongVieLoadClips", "LongVieControlPreview", "PreviewImage"})),
+    Group(
+        "Model",
+        0,
+        frozenset(
+            {
+                "UNETLoader",
+                "LongVieAttentionOverlay",
+                "ModelSamplingSD3",
+                "LongVieLoadControl",
+                "VAELoader",
+                "CLIPVisionLoader",
+            }
+        ),
+    ),
+    Group("Prompts", 1, frozenset({"CLIPLoader", "LongViePromptSchedule"})),
+    Group("Sampling", 1, frozenset({"KSamplerSelect", "LongVieSigmas", "LongVieUnifiedNoise", "LongVieMultimodalSampler"})),
+    Group("Video", 2, frozenset({"LongVieClipLoop"})),
+)
+
+# Room for what the page shows inside: text boxes, pictures, the video.
+SIZES = {
+    "LongViePromptSchedule": (420, 330),
+    "PreviewImage": (320, 260),
+    "LongVieMultimodalSampler": (360, 540),
+    "LongVieClipLoop": (480, 620),
+}
+NODE_WIDTH, SLOT_HEIGHT, WIDGET_HEIGHT, NODE_PADDING = 300, 20, 28, 40
+NODE_TITLE = 30
+GAP_X, GAP_Y = 60, 80
+GROUP_PADDING, GROUP_TITLE, GROUP_GAP = 30, 50, 50
+NOTE_WIDTH, NOTE_HEIGHT = 520, 640
+
+HUGGING_FACE = "https://huggingface.co"
+WAN = f"{HUGGING_FACE}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+LONGVIE = f"{HUGGING_FACE}/Vchitect/LongVie2/resolve/main"
+MODEL_FILES = {
+    "wan2.1_i2v_480p_14B_bf16.safetensors": ("diffusion_models", f"{WAN}/diffusion_models"),
+    "dit.safetensors": ("diffusion_models", LONGVIE),
+    "control.safetensors": ("model_patches", LONGVIE),
+    "wan_2.1_vae.safetensors": ("vae", f"{WAN}/vae"),
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{WAN}/text_encoders"),
+    "clip_vision_h.safetensors": ("clip_vision", f"{WAN}/clip_vision"),
+}
+"""Published weights: folder below ComfyUI's ``models``, and the address of the folder that they are published in."""
+
+NOTES = {
+    "longvie_from_control_clips": """# LongVie 2 from control clips
+Depth and point tracks of a driving video, one prompt a clip and one first frame become one long video: 81 frames a clip,
+640x352, 16 fps.
+
+## 1. Weights, below ComfyUI/models
+{files}
+
+## 2. Control clips, below ComfyUI/input
+A folder such as `ride_horse`: `cond.json`, `depth_00.mp4`, `track_00.mp4`, `depth_01.mp4`, ..., `first.png`. Press **R** on the
+page after copying, choose it in *Control clips*, and look at the two previews: **near must be black**.
+
+## 3. Queue
+Every clip is on disk as soon as it is done: `output/longvie/<run_name>/clip_0001.mp4`, ... Queueing again goes on after the
+last finished clip. Try one clip first: set *clips* to `1`, then clear it.
+""",
+    "longvie_tiny_from_control_clips": """# LongVie on a CPU, with tiny weights
+The whole graph on a model of 16 MB: 17 frames a clip, 96x64. It shows that everything runs. The weights are seeded
+random numbers, so the video is coloured noise.
+
+`python dev.py demo`, in the folder of this pack, queues this graph on a ComfyUI of its own and leaves what it needs:
+
+* weights in `.host/demo/models`: copy the three folders into `ComfyUI/models`;
+* control clips in `.host/demo/input/scene_10_12_clips`: copy the folder to `ComfyUI/input/longvie_demo`.
+
+Press **R** on the page after copying, then queue. Every clip is on disk as soon as it is done, below
+`output/longvie/longvie_demo`; queueing again goes on after the last finished one.
+""",
+}
+"""Text of the note in each workflow; ``{files}`` lists its published weights."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """What a workflow's picture shows: controls of a procedural scene, at the size that the workflow works at."""
+
+    width: int
+    height: int
+    grid: TrackGrid
+    picture: tuple[int, int]
+
+
+THUMBNAILS = {
+    "longvie_from_control_clips": Thumbnail(640, 352, TrackGrid(), (480, 264)),
+    "longvie_tiny_from_control_clips": Thumbnail(96, 64, TrackGrid(12, 8), (480, 320)),
+}
+THUMBNAIL_SCENE = 10
+THUMBNAIL_SPEED = 5.0
+THUMBNAIL_CLIPS = (0, 3)
+
+
+# ---- from API form to the page's
+
+
+def is_widget(spec: Sequence[Any]) -> bool:
+    """Whether an input of object_info has a widget on the page."""
+    options = spec[1] if len(spec) > 1 else {}
+    return (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput", False)
+
+
+def input_specs(info: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """A node's inputs in the order of its widgets: required ones, then optional ones."""
+    return {name: info["input"][kind][name] for kind in ("required", "optional") for name in info["input_order"].get(kind, [])}
+
+
+def widget_values(specs: Mapping[str, Sequence[Any]], inputs: Mapping[str, Any]) -> list[Any]:
+    """A node's ``widgets_values``; a linked widget keeps its place with its default.
+
+    Raises:
+        ValueError: a widget without a value.
+    """
+    values: list[Any] = []
+    for name, spec in specs.items():
+        if not is_widget(spec):
+            continue
+        if name not in inputs:
+            raise ValueError(f"the API form gives no value for {name!r}: name every widget, as the page does")
+        linked = isinstance(inputs[name], list)
+        values.append(spec[1]["default"] if linked else inputs[name])
+        if len(spec) > 1 and spec[1].get("control_after_generate"):
+            values.append("fixed")  # else the page would change the seed after each run, and no run would be resumed
+    return values
+
+
+def slot_type(spec: Sequence[Any]) -> str:
+    """Type of an input's slot."""
+    return "COMBO" if isinstance(spec[0], list) else spec[0]
+
+
+def input_slots(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A node's input slots in the page's order, sockets before widgets, nothing linked yet."""
+    optional = info["input"].get("optional", {})
+    slots = []
+    for name, spec in sorted(input_specs(info).items(), key=lambda item: is_widget(item[1])):
+        slot: dict[str, Any] = {"name": name, "type": slot_type(spec), "link": None}
+        if name in optional:
+            slot["shape"] = OPTIONAL_SHAPE
+        if is_widget(spec):
+            slot["widget"] = {"name": name}
+        slots.append(slot)
+    return slots
+
+
+def page_node(identifier: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """A node in the page's form, without position, order and links.
+
+    Raises:
+        ValueError: an input that the node does not have, or a widget without a value.
+    """
+    specs = input_specs(info)
+    unknown = node["inputs"].keys() - specs.keys()
+    if unknown:
+        raise ValueError(f"node {identifier} ({node['class_type']}) has no input {min(unknown)!r}")
+    properties: dict[str, Any] = {"Node name for S&R": node["class_type"]}
+    files = [value for value in node["inputs"].values() if isinstance(value, str) and value in MODEL_FILES]
+    if files:
+        properties["models"] = [
+            {"name": file, "url": f"{MODEL_FILES[file][1]}/{file}", "directory": MODEL_FILES[file][0]} for file in files
+        ]
+    return {
+        "id": int(identifier),
+        "type": node["class_type"],
+        "title": node["_meta"]["title"],
+        "flags": {},
+        "mode": 0,
+        "inputs": input_slots(info),
+        "outputs": [
+            {"name": name, "type": kind, "links": []} for name, kind in zip(info["output_name"], info["output"], strict=True)
+        ],
+        "properties": properties,
+        "widgets_values": widget_values(specs, node["inputs"]),
+    }
+
+
+def connect(nodes: Mapping[str, dict[str, Any]], api: Mapping[str, Any]) -> list[list[Any]]:
+    """Enter the links of the API form into the nodes' slots; returns the page's link table."""
+    links: list[list[Any]] = []
+    for identifier, node in nodes.items():
+        for slot, target in enumerate(node["inputs"]):
+            source = api[identifier]["inputs"].get(target["name"])
+            if isinstance(source, list):
+                origin = nodes[source[0]]["outputs"][source[1]]
+                link = len(links) + 1
+                target["link"] = link
+                origin["links"].append(link)
+                links.append([link, int(source[0]), source[1], int(identifier), slot, origin["type"]])
+    return links
+
+
+def page_workflow(name: str, api: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:
+    """A workflow in the page's form.
+
+    Args:
+        name: key of its note in :data:`NOTES`.
+        api: the graph in API form.
+        object_info: the host's node descriptions.
+
+    Raises:
+        ValueError, KeyError: a node, input or class that is not known.
+    """
+    sources = {
+        identifier: [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+        for identifier, node in api.items()
+    }
+    nodes = {
+        identifier: page_node(identifier, api[identifier], object_info[api[identifier]["class_type"]])
+        for identifier in TopologicalSorter(sources).static_order()
+    }
+    links = connect(nodes, api)
+    groups = lay_out(nodes, sources)
+    last = max(node["id"] for node in nodes.values())
+    ordered = [{**node, "order": order} for order, node in enumerate([*nodes.values(), note(name, last + 1, api)])]
+    return {
+        "revision": 0,
+        "last_node_id": last + 1,
+        "last_link_id": len(links),
+        "nodes": sorted(ordered, key=lambda node: node["id"]),
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def note(name: str, identifier: int, api: Mapping[str, Any]) -> dict[str, Any]:
+    """The note that says which file goes where."""
+    used = {value for node in api.values() for value in node["inputs"].values() if isinstance(value, str)}
+    lines: dict[str, list[str]] = {}
+    for file, (folder, address) in MODEL_FILES.items():
+        if file in used:
+            repository = "/".join(address.removeprefix(f"{HUGGING_FACE}/").split("/")[:2])
+            lines.setdefault(f"From [{repository}]({HUGGING_FACE}/{repository}):\n", []).append(f"* {folder}/**{file}**")
+    return {
+        "id": identifier,
+        "type": "MarkdownNote",
+        "title": "What goes where",
+        "pos": [0, NODE_TITLE],
+        "size": [NOTE_WIDTH, NOTE_HEIGHT],
+        "flags": {},
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [
+            NOTES[name].replace("{files}", "\n\n".join("\n".join([head, *rows]) for head, rows in lines.items()))
+        ],
+        "color": "#222",
+        "bgcolor": "#000",
+    }
+
+
+# ---- layout
+
+
+def node_size(node: Mapping[str, Any]) -> tuple[int, int]:
+    """Size of a node, without its title bar: high enough for both of the page's renderers."""
+    sockets = sum("widget" not in slot for slot in node["inputs"])
+    height = SLOT_HEIGHT * max(sockets, len(node["outputs"])) + WIDGET_HEIGHT * len(node["widgets_values"]) + NODE_PADDING
+    return SIZES.get(node["type"], (NODE_WIDTH, height))
+
+
+def lay_out(nodes: Mapping[str, dict[str, Any]], sources: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Give every node its place and size; returns the page's groups.
+
+    Args:
+        nodes: in an order in which every node comes after its sources.
+        sources: the nodes that each node has links from.
+
+    Raises:
+        ValueError: a class that is in no group.
+    """
+    homeless = {node["type"] for node in nodes.values()} - frozenset().union(*(group.classes for group in GROUPS))
+    if homeless:
+        raise ValueError(f"{min(homeless)} has no place on the page: add it to a group in GROUPS")
+    frames: list[dict[str, Any]] = []
+    left, right = NOTE_WIDTH + GROUP_GAP, 0
+    for column in sorted({group.column for group in GROUPS}):
+        top = 0
+        for group in (group for group in GROUPS if group.column == column):
+            members = {identifier: node for identifier, node in nodes.items() if node["type"] in group.classes}
+            if not members:
+                continue
+            width, height = stack(members, sources, left, top)
+            bounding = [left, top, width, height]
+            frames.append({"id": len(frames) + 1, "title": group.title, "bounding": bounding, "color": "#3f789e", "flags": {}})
+            top += height + GROUP_GAP
+            right = max(right, left + width)
+        left = right + GROUP_GAP
+    return frames
+
+
+def stack(members: Mapping[str, dict[str, Any]], sources: Mapping[str, Sequence[str]], left: int, top: int) -> tuple[int, int]:
+    """Place a group's nodes: one column right of another along the links, each filled from the top.
+
+    Returns:
+        Width and height of the group.
+    """
+    depths: dict[str, int] = {}
+    for identifier in members:
+        inside = [depths[source] + 1 for source in sources[identifier] if source in members]
+        depths[identifier] = max(inside, default=0)
+    x, bottom = left + GROUP_PADDING, top
+    for depth in range(max(depths.values()) + 1):
+        column = sorted((node for key, node in members.items() if depths[key] == depth), key=lambda node: node["id"])
+        y = top + GROUP_TITLE + NODE_TITLE
+        for node in column:
+            width, height = node_size(node)
+            node["pos"], node["size"] = [x, y], [width, height]
+            y += height + GAP_Y
+        x += max(node["size"][0] for node in column) + GAP_X
+        bottom = max(bottom, y - GAP_Y)
+    return x - GAP_X + GROUP_PADDING - left, bottom + GROUP_PADDING - top
+
+
+# ---- pictures
+
+
+def contact_sheet(look: Thumbnail) -> Image.Image:
+    """Depth above, tracks below: the middle frames of two clips of a procedural scene."""
+    plan = ClipPlan(look.width, look.height, 17, Fraction(16), source_frames=1 + 16 * (1 + max(THUMBNAIL_CLIPS)))
+    with tempfile.TemporaryDirectory() as folder:
+        found = write_scene_clips(Path(folder), make_scene(THUMBNAIL_SCENE), plan, look.grid, THUMBNAIL_SPEED)
+        rows = [
+            np.hstack([next(islice(control.window(plan, clip), plan.frames // 2, None)) for clip in THUMBNAIL_CLIPS])
+            for control in (found.dense, found.sparse)
+        ]
+    return Image.fromarray(np.vstack(rows)).resize(look.picture)
+
+
+# ---- command line
+
+
+def read_api_workflows() -> dict[str, dict[str, Any]]:
+    """All workflows in API form, by name."""
+    return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((WORKFLOWS / "api").glob("*.json"))}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m devtools.workflows", description=__doc__)
+    host = os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI-0.30.0")
+    parser.add_argument("--comfyui", type=Path, default=host, help="ComfyUI folder (COMFYUI_PATH, or what dev.py fetched)")
+    parser.add_argument("--pictures", action="store_true", help="draw the .jpg files too")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as base, Host(comfyui=Path(options.comfyui), base=Path(base), pack=ROOT) as running:
+        object_info = running.object_info()
+    for name, api in read_api_workflows().items():
+        path = WORKFLOWS / f"{name}.json"
+        text = json.dumps(page_workflow(name, api, object_info), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+        print(path)
+        if options.pictures:
+            contact_sheet(THUMBNAILS[name]).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+            print(path.with_suffix(".jpg"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""A folder of derived controls, named by what they were made from, that never grows over its limit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+GIB = 1 << 30
+
+
+class ControlCache:
+    """Content-addressed files and folders, the least recently used removed first.
+
+    Args:
+        folder: made if missing.
+        limit: bytes that it may hold. What this process has used is never removed, even beyond the limit.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.used: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def entry(self, kind: str, *made_from: object, suffix: str = "") -> Path:
+        """Where the thing of this kind that is made from these values is kept; marked as used.
+
+        Values count by their ``repr``: frozen dataclasses, numbers, text and hashes.
+        """
+        name = hashlib.sha256(repr(made_from).encode()).hexdigest()
+        path = self.folder / f"{kind}_{name}{suffix}"
+        self.used.add(path)
+        if path.exists():
+            os.utime(path)
+        return path
+
+    def trim(self) -> list[Path]:
+        """Remove the least recently used entries until the rest fits the limit.
+
+        Returns:
+            What was removed.
+        """
+        entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        sizes = {path: size_of(path) for path in entries}
+        excess = sum(sizes.values()) - self.limit
+        removed = []
+        for path in entries:
+            if excess <= 0:
+                break
+            if path in self.used:
+                continue
+            remove(path)
+            removed.append(path)
+            excess -= sizes[path]
+        return removed
+
+    def lost(self) -> bool:
+        """Whether something that this process made or used is gone, so that whoever remembers it has to make it again."""
+        return any(not path.exists() for path in self.used)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a whole folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
