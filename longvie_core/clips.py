@@ -142,4 +142,4 @@ class ClipPlan:
 
     def _check(self, clip: int) -> None:
         if not 0 <= clip < self.clips:
-            raise ValueError(f"clip {clip} is outside 0 .. {self.clips - 1}")
+            raise ValueError(f"clip {clip + 1} is outside the plan's clips 1 .. {self.clips}")

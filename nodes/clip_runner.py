@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,21 @@ from ..longvie_core.backends import comfy as backend
 from ..longvie_core.files import write_atomically
 from ..longvie_core.noise import UnifiedNoise
 from .prompts import PromptSchedule
+
+
+@dataclass(frozen=True)
+class NamedSampler:
+    """Payload of LONGVIE_SAMPLER.
+
+    Args:
+        sampler: what samples.
+        fingerprint: of the graph that made it.
+        node: id of the node that made it, where the running clip is previewed.
+    """
+
+    sampler: backend.MultimodalSampler
+    fingerprint: str
+    node: str
 
 
 class ClipRunner:
@@ -28,19 +44,19 @@ class ClipRunner:
 
     def __init__(
         self,
-        sampler: backend.MultimodalSampler,
+        sampler: NamedSampler,
         prompts: PromptSchedule,
         noise: object,
         clips: Sequence[int],
         embeddings: Path | None = None,
     ) -> None:
-        self.sampler = sampler
+        self.sampler = sampler.sampler
         self.prompts = prompts
         self.noise = noise
         self.embeddings = embeddings
         self.memory: dict[str, backend.Conditioning] = {}
         self.backend = backend.ComfyBackend(
-            sampler, self.text_of, self.seed_of, backend.progress_over_clips(sampler, clips)
+            self.sampler, self.text_of, self.seed_of, backend.progress_over_clips(self.sampler, clips, sampler.node)
         )
         # All texts before the first clip, so that text encoder and video model are not loaded in turn.
         for text in dict.fromkeys(text for clip in clips for text in prompts.texts(clip)):

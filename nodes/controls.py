@@ -73,10 +73,8 @@ class LongVieLoadClips(io.ComfyNode):
         return hashlib.sha256(repr([(path.name, *storage.stamp(path)) for path in files]).encode()).hexdigest()
 
     @classmethod
-    def validate_inputs(cls, folder=None, width=None, height=None) -> bool | str:
-        given = {"width": width, "height": height}
+    def validate_inputs(cls, folder=None) -> bool | str:
         try:
-            ClipPlan(**{name: value for name, value in given.items() if value is not None})
             if folder is not None:
                 load_clips_folder(storage.input_folder(folder))
         except (ValueError, FileNotFoundError) as error:

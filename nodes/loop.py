@@ -72,7 +72,7 @@ class LongVieClipLoop(io.ComfyNode):
         pending = range(resume.kept, wanted.stop)
         if pending:
             carry = run.carry(pending.start, plan) if pending.start else Carry(first[None], first=True)
-            runner = ClipRunner(sampler.sampler, prompts, noise, pending, run.folder / "prompts")
+            runner = ClipRunner(sampler, prompts, noise, pending, run.folder / "prompts")
             results = generate(
                 plan, pending, carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
             )

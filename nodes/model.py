@@ -7,7 +7,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..longvie_core.autoregress import control_latents
+from ..longvie_core.autoregress import HistorySettings, control_latents
 from ..longvie_core.backends import comfy as backend
 from ..longvie_core.conditioning import encoded_history_frames
 from ..longvie_core.control.check import check_controls
@@ -199,6 +199,7 @@ class LongVieApplyControl(io.ComfyNode):
         past = None
         if history is not None:
             frames = storage.to_frames(history, plan)
+            HistorySettings(len(frames))
             past = codec.encode(frames[: encoded_history_frames(len(frames))])
         positive, negative = (
             backend.with_control(

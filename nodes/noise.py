@@ -23,7 +23,7 @@ class LongVieUnifiedNoise(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Seed of the noise. Changing it renders the whole video again.",
                 ),
                 io.Combo.Input(

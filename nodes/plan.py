@@ -75,10 +75,10 @@ class LongVieClipPlan(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, width=None, height=None, frames_per_clip=None) -> bool | str:
-        given = {"width": width, "height": height, "frames": frames_per_clip}
+    def validate_inputs(cls, frames_per_clip=None) -> bool | str:
         try:
-            ClipPlan(**{name: value for name, value in given.items() if value is not None})
+            if frames_per_clip is not None:
+                ClipPlan(frames=frames_per_clip)
         except ValueError as error:
             return str(error)
         return True

@@ -14,16 +14,8 @@ from ..longvie_core.backends import comfy as backend
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.schedule import SHIFT, STEPS, flow_sigmas
 from . import storage, types
-from .clip_runner import ClipRunner
+from .clip_runner import ClipRunner, NamedSampler
 from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs
-
-
-@dataclass(frozen=True)
-class NamedSampler:
-    """Payload of LONGVIE_SAMPLER: the sampler, and the fingerprint of the graph that made it."""
-
-    sampler: backend.MultimodalSampler
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ class LongVieMultimodalSampler(io.ComfyNode):
         )
         fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id)
         multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg, history)
-        return io.NodeOutput(NamedSampler(multimodal, fingerprint))
+        return io.NodeOutput(NamedSampler(multimodal, fingerprint, cls.hidden.unique_id))
 
 
 class LongVieSampleClip(io.ComfyNode):
@@ -172,7 +164,7 @@ class LongVieSampleClip(io.ComfyNode):
         else:
             clip, carry = state.next_clip, storage.read_tail(state.tail)
         plan.control_frames(clip)
-        runner = ClipRunner(sampler.sampler, prompts, noise, [clip])
+        runner = ClipRunner(sampler, prompts, noise, [clip])
         (result,) = generate(
             plan, [clip], carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
         )

@@ -17,7 +17,7 @@ Prompts = io.Custom("LONGVIE_PROMPTS")
 """nodes.prompts.PromptSchedule"""
 
 Sampler = io.Custom("LONGVIE_SAMPLER")
-"""nodes.sampler.NamedSampler"""
+"""nodes.clip_runner.NamedSampler"""
 
 State = io.Custom("LONGVIE_STATE")
 """nodes.sampler.ClipState"""

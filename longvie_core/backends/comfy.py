@@ -586,13 +586,18 @@ class ComfyBackend:
         return samples.to(comfy.model_management.intermediate_device())
 
 
-def progress_over_clips(sampler: MultimodalSampler, clips: Sequence[int]) -> ProgressHook:
-    """One progress bar over all clips, with the host's preview of the running one."""
+def progress_over_clips(sampler: MultimodalSampler, clips: Sequence[int], preview_node: str) -> ProgressHook:
+    """One progress bar over all clips on the running node, and the host's preview of the running clip on ``preview_node``.
+
+    A preview on the running node itself would stay in front of the finished video that the node shows at the end.
+    """
     bar = comfy.utils.ProgressBar(len(clips) * sampler.steps)
+    preview_bar = comfy.utils.ProgressBar(sampler.steps, node_id=preview_node)
     previewer = latent_preview.get_previewer(sampler.model.load_device, sampler.model.model.latent_format)
 
     def hook(clip: int, step: int, x0: Tensor) -> None:
-        preview = previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None
-        bar.update_absolute((clip - clips[0]) * sampler.steps + step + 1, preview=preview)
+        bar.update_absolute((clip - clips[0]) * sampler.steps + step + 1)
+        if previewer is not None:
+            preview_bar.update_absolute(step + 1, preview=previewer.decode_latent_to_preview_image("JPEG", x0))
 
     return hook
