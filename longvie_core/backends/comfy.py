@@ -43,6 +43,10 @@ MINIMUM_HOST = (0, 30, 0)
 
 KEY = "longvie"
 DENSE, SPARSE, HISTORY = "longvie_dense", "longvie_sparse", "longvie_history"
+CONTROLS = {"dense": DENSE, "sparse": SPARSE, "history": HISTORY}
+
+SIGMA_ROUNDING = 1e-6
+"""Sigmas of a run are float32: a step may lie this far beside the range's bound that it is on."""
 
 Conditioning = list
 
@@ -185,8 +189,10 @@ class SigmaRange:
         )
 
     def at(self, sigma: float | None) -> float:
-        """Strength at a sigma; outside a sampling run (``None``) always on."""
-        return self.strength if sigma is None or self.end <= sigma <= self.start else 0.0
+        """Strength at a sigma; outside a sampling run (``None``) always on. Bounds belong to the range, float32 or not."""
+        if sigma is None or self.end - SIGMA_ROUNDING <= sigma <= self.start + SIGMA_ROUNDING:
+            return self.strength
+        return 0.0
 
 
 @dataclass
@@ -235,7 +241,7 @@ class ControlWrapper:
         self.sparse = sparse
         self.warned: set[str] = set()
 
-    @torch.compiler.disable
+    @torch.compiler.disable(recursive=False)
     def __call__(
         self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs
     ) -> Tensor:
@@ -251,13 +257,15 @@ class ControlWrapper:
             options[KEY] = evaluation
         # EasyCache reads the last positional argument, so all of them go on by position.
         out = executor(torch.cat([past, x], dim=2), timestep, context, clip_fea, time_dim_concat, options, **kwargs)
-        if evaluation is not None and evaluation.blocks_seen == 0:
+        # EasyCache inside this wrapper skips whole steps, and means to.
+        if evaluation is not None and evaluation.blocks_seen == 0 and "easycache" not in options:
             self._warn(
                 "the model ran without calling LongVie's control: another node has replaced or skipped its forward "
                 "(TeaCache and the like do). Remove it, or use the host's EasyCache"
             )
         return out[:, :, past.shape[2] :]
 
+    @torch.compiler.disable
     def _start(self, backbone, x, timestep, context, clip_fea, dense, sparse, history_frames, options) -> Evaluation | None:
         if dense is None and sparse is None:
             self._warn("a conditioning without LongVie's control reached the model: wire positive and negative through it")
@@ -323,6 +331,42 @@ def _budget_history(executor, model, noise_shape, conds, *args, **kwargs):
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 
+class BeginSampling:
+    """``OUTER_SAMPLE`` wrapper: checks the sizes, and hangs the run's other wrappers behind everybody else's.
+
+    Context windows shuffle the noise and clamp the memory estimate in wrappers of their own; ours have to see the result,
+    whatever the order of the nodes.
+    """
+
+    def __init__(self, first_frame_sigma: float) -> None:
+        self.blend = FirstFrameBlend(first_frame_sigma)
+
+    def __call__(self, executor, noise, *args, **kwargs) -> Tensor:
+        guider = executor.class_obj
+        check_sizes(guider.conds, noise.shape)
+        wrappers = comfy.patcher_extension.WrappersMP
+        for kind, wrapper in ((wrappers.SAMPLER_SAMPLE, self.blend), (wrappers.PREPARE_SAMPLING, _budget_history)):
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        return executor(noise, *args, **kwargs)
+
+
+def check_sizes(conds: dict[str, list[dict]], shape: Sequence[int]) -> None:
+    """Refuse control or history of another size than the latent that is sampled.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    for cond in (cond for group in conds.values() for cond in group):
+        found = {name: cond["model_conds"][key].cond for name, key in CONTROLS.items() if key in cond["model_conds"]}
+        for name, latents in found.items():
+            ours, theirs = (latents[0].shape[3:], shape[3:]) if name == "history" else (latents.shape[2:], shape[2:])
+            if tuple(ours) != tuple(theirs):
+                raise ValueError(
+                    f"{name} latents of {list(ours)} against a latent of {list(theirs)}: sample the latent that "
+                    "'LongVie Apply Control' gives"
+                )
+
+
 def _history_of(conds: dict[str, list[dict]]) -> Tensor | None:
     for cond in conds.get("positive", []):
         if HISTORY in cond["model_conds"]:
@@ -358,8 +402,7 @@ def apply_control(
     wrappers = comfy.patcher_extension.WrappersMP
     patched.set_model_double_block_patch(ControlPatch(control))
     patched.add_wrapper_with_key(wrappers.DIFFUSION_MODEL, KEY, wrapper)
-    patched.add_wrapper_with_key(wrappers.SAMPLER_SAMPLE, KEY, FirstFrameBlend(first_frame_sigma))
-    patched.add_wrapper_with_key(wrappers.PREPARE_SAMPLING, KEY, _budget_history)
+    patched.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, BeginSampling(first_frame_sigma))
     return patched
 
 
