@@ -191,6 +191,12 @@ def generate(
         Each clip as soon as it is decoded; memory does not grow with their number.
     """
     history = history or HistorySettings()
+    available = plan.frames - plan.overlap + 1
+    if history.frames > available:
+        raise ValueError(
+            f"a history of {history.frames} frames is asked for, but clips of {plan.frames} frames with overlap {plan.overlap} "
+            f"leave {available} up to the seam: shorten the history, or make the clips longer"
+        )
     shape = (1, 16, plan.latent_frames, *plan.latent_size)
     for clip in clips:
         inputs = clip_inputs(plan, clip, carry, dense, sparse, noise(clip, shape), history, backend)

@@ -101,8 +101,11 @@ def control_config(shapes: Shapes, metadata: Mapping[str, str], name: str) -> Du
     """
     try:
         control_dim, dim = shapes["control_text_linear.weight"]
-        layers = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("control_combine_linears."))
+        # Counted, not the highest number: a file could name any, and a network of that size would be made of it.
+        layers = len({key.split(".")[1] for key in shapes if key.startswith("control_combine_linears.")})
         ffn_dim = shapes["control_blocks_dense.0.ffn.0.weight"][0]
+        if min(control_dim, dim, ffn_dim, layers) < 1:
+            raise ValueError("a width or the number of layers is 0")
     except (KeyError, ValueError, IndexError) as error:
         found = ", ".join(sorted(shapes)[:MAX_NAMED]) or "no tensors"
         raise ValueError(
@@ -127,7 +130,7 @@ def _metadata_head_dim(metadata: Mapping[str, str], name: str) -> int:
         return DEFAULT_HEAD_DIM
     try:
         head_dim = json.loads(metadata["config"]).get("head_dim", DEFAULT_HEAD_DIM)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: its metadata 'config' is not a JSON object ({error})") from error
     if not isinstance(head_dim, int) or head_dim < 6 or head_dim % 2:
         raise ValueError(f"{name}: head_dim {head_dim!r} in its metadata is not an even number of at least 6")
@@ -268,8 +271,9 @@ def merge_overlay(base: Path, overlay: Path, out: Path) -> int:
         {key: layout.file.shapes[stored] for key, stored in layout.keys.items()},
         base.name,
     )
-    if out.exists() and out.samefile(base):
-        raise ValueError(f"{out.name} is the base itself: give another file name")
+    for path, role in ((base, "base"), (overlay, "overlay")):
+        if out.exists() and out.samefile(path):
+            raise ValueError(f"{out.name} is the {role} itself: give another file name")
     replaced = {prefix + key: stored for key, stored in layout.keys.items()}
     with safe_open(base, framework="pt") as source, safe_open(overlay, framework="pt") as patch:
         write_safetensors(
@@ -306,7 +310,8 @@ def write_safetensors(out: Path, entries: Iterable[tuple[str, str, tuple[int, ..
         tensor: ``key -> Tensor``, cast to the entry's dtype here.
         metadata: text metadata of the file.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    # Sorted: the library hands metadata out in another order every time, and equal inputs are to give equal bytes.
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for key, dtype, shape in entries:
         if dtype not in _DTYPES:

@@ -69,13 +69,13 @@ class ClipPlan:
             )
         if self.tail not in TAIL_RULES:
             raise ValueError(f"tail rule {self.tail!r} is not one of {', '.join(TAIL_RULES)}")
+        if self.source_frames < 0:
+            raise ValueError(f"source_frames {self.source_frames} is negative: give the control video's length, or 0")
         if self.source_frames and self.tail == "drop" and self.source_frames < self.frames:
             raise ValueError(
                 f"the control video has {self.source_frames} frames, but one clip needs {self.frames}: give a longer video, "
                 "choose fewer frames per clip, or set the tail rule to 'pad'"
             )
-        if self.source_frames < 0:
-            raise ValueError(f"source_frames {self.source_frames} is negative: give the control video's length, or 0")
 
     def resolved(self, control_frames: int) -> ClipPlan:
         """The plan with its source length known: its own, or ``control_frames`` where it was left at 0.

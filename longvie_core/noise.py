@@ -57,7 +57,7 @@ class UnifiedNoise:
 
         ``seed_offset`` moves this clip away from the shared noise (0 = stay with it).
         """
-        seed = self.seed + seed_offset
+        seed = (self.seed + seed_offset) % 2**64  # the range of torch's seeds, which is also the host's
         if self.mode == "per clip":
             return gaussian(clip_seed(seed, clip), shape)
         shared = gaussian(seed, shape)

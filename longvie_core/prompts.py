@@ -59,7 +59,7 @@ def _parse_json(text: str) -> tuple[ClipPrompt, ...]:
 
 def _parse_entry(number: int, entry: object) -> ClipPrompt:
     if isinstance(entry, str):
-        return ClipPrompt(entry)
+        entry = {"prompt": entry}
     if not isinstance(entry, dict):
         raise ValueError(f"prompt {number} is a {type(entry).__name__}: give a string or an object with 'prompt'")
     unknown = entry.keys() - {"prompt", "negative", "seed_offset"}
@@ -70,6 +70,8 @@ def _parse_entry(number: int, entry: object) -> ClipPrompt:
         raise ValueError(f"prompt {number} has no text under 'prompt'")
     if negative is not None and not isinstance(negative, str):
         raise ValueError(f"prompt {number}: 'negative' must be a string")
+    if any("\ud800" <= character <= "\udfff" for character in text + (negative or "")):
+        raise ValueError(f"prompt {number} holds half of a surrogate pair (\\ud800 .. \\udfff): write the whole character")
     if not isinstance(offset, int) or isinstance(offset, bool):
         raise ValueError(f"prompt {number}: 'seed_offset' must be a whole number")
     return ClipPrompt(text, negative, offset)

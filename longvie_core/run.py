@@ -32,7 +32,10 @@ MANIFEST_VERSION = 1
 VIDEO = "video.mp4"
 MAX_NAME = 100
 
-_DEVICE_NAMES = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9]|LPT[0-9])(\..*)?", re.IGNORECASE)
+MAX_NAME_BYTES = 200
+"""File systems count bytes; some of the 255 that they allow are left for what a host adds."""
+
+_DEVICE_NAMES = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
 
 def check_run_name(name: str) -> str:
@@ -43,6 +46,8 @@ def check_run_name(name: str) -> str:
     """
     if not name or len(name) > MAX_NAME:
         raise ValueError(f"run name has {len(name)} characters: use 1 to {MAX_NAME}")
+    if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise ValueError(f"run name is too long for a folder ({len(name.encode(errors='replace'))} bytes): use a shorter one")
     bad = sorted({character for character in name if character in '/\\:*?"<>|' or not character.isprintable()})
     if bad:
         raise ValueError(f"run name {name!r} holds {', '.join(map(repr, bad))}: use letters, digits, spaces, '-', '_' and '.'")
@@ -85,6 +90,10 @@ class FinishedClip:
     seconds: float
 
 
+class ManifestVersionError(ValueError):
+    """A manifest of another version: to be left alone, not to be set aside as damaged."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Contents of ``run.json``."""
@@ -101,7 +110,8 @@ class Manifest:
         """Parse a manifest.
 
         Raises:
-            ValueError: not JSON, of another version, or with a field of the wrong kind.
+            ManifestVersionError: of another version.
+            ValueError: not JSON, or with a field of the wrong kind.
         """
         try:
             data = json.loads(text)
@@ -109,14 +119,21 @@ class Manifest:
             raise ValueError(f"{name} is damaged ({error})") from error
         version = data.get("version") if isinstance(data, dict) else None
         if version != MANIFEST_VERSION:
-            raise ValueError(
+            raise ManifestVersionError(
                 f"{name} has version {version!r}, this LongVie writes version {MANIFEST_VERSION}: update LongVie or use "
                 "another run name"
             )
         try:
-            return cls(_text(data["fps"]), tuple(_finished_clip(entry) for entry in data["clips"]), dict(data["video"]))
-        except (KeyError, TypeError, ValueError) as error:
+            clips = tuple(_finished_clip(entry) for entry in data["clips"])
+            return cls(_rate(data["fps"]) if clips else "", clips, dict(data["video"]))
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{name} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _rate(value: object) -> str:
+    if Fraction(_text(value)) <= 0:
+        raise ValueError(f"fps {value!r} is not positive")
+    return value
 
 
 def _text(value: object) -> str:
@@ -261,7 +278,13 @@ class Run:
         return finished
 
     def assemble(self, clips: int, metadata: Mapping[str, str] | None = None) -> Path:
-        """Join the first ``clips`` finished clips into ``video.mp4`` by stream copy; rendered again only if they changed."""
+        """Join the first ``clips`` finished clips into ``video.mp4`` by stream copy; made again only if they changed.
+
+        Raises:
+            ValueError: so many clips are not finished.
+        """
+        if not 1 <= clips <= len(self.manifest.clips):
+            raise ValueError(f"this run has {len(self.manifest.clips)} finished clips, {clips} cannot be joined")
         parts = [clip.video_sha256 for clip in self.manifest.clips[:clips]]
         made_from = hashlib.sha256(json.dumps([parts, dict(metadata or {})]).encode()).hexdigest()
         if not self.video.is_file() or self.manifest.video != {"made_from": made_from, **_stamp(self.video)}:
@@ -292,9 +315,9 @@ class Run:
             return Manifest()
         try:
             return Manifest.from_json(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
-            if "version" in str(error):
-                raise
+        except ManifestVersionError:
+            raise
+        except ValueError as error:
             aside = path.with_name(f"{MANIFEST}.damaged-{int(time.time())}")
             path.replace(aside)
             self.notes.append(f"{error}; it was set aside as {aside.name} and the run starts over")

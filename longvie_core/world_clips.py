@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice, repeat, tee
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def write_scene_clips(
     Args:
         folder: where ``cond.json`` and the videos go.
         scene: what to film.
-        plan: size, length and rate; its ``source_frames`` frames are filmed.
+        plan: size, length and rate; its ``output_frames`` frames are filmed.
         grid: points of the tracks.
         time_scale: seconds of the scene that pass in one second of video.
 
@@ -47,9 +47,9 @@ def write_scene_clips(
     rate = plan.fps / time_scale
     with tempfile.TemporaryDirectory() as temporary:
         with SignalWriter(Path(temporary) / "disparity.npy", "disparity", plan.fps) as writer:
-            for frame in render_frames(scene, plan.source_frames, rate, plan.width, plan.height, supersample=1):
+            for frame in render_frames(scene, plan.output_frames, rate, plan.width, plan.height, supersample=1):
                 writer.write(frame.disparity)
-        dense, windows = tee(_clips(plan, normalized_frames(writer.signal(), plan.source_frames)))
+        dense, windows = tee(_clips(plan, normalized_frames(writer.signal(), plan.output_frames)))
         sparse = (scene_tracks(scene, plan, clip, window, grid, rate) for clip, window in enumerate(windows))
         first = render(scene, 0.0, plan.width, plan.height).rgb
         return write_clips_folder(folder, [""] * plan.clips, dense, sparse, first, fps=plan.fps)
@@ -67,7 +67,7 @@ def scene_tracks(
         rate: frames per second of scene time.
     """
     size = (plan.width, plan.height)
-    times = [float(frame / rate) for frame in plan.control_frames(clip)]
+    times = [float(min(frame, plan.output_frames - 1) / rate) for frame in plan.control_frames(clip)]
     margin = 9 / 576 * plan.width
     tracks = track(scene, grid_points(grid.columns, grid.rows, *size, margin), times, *size)
     z = depth_to_z(dense, size)
@@ -80,9 +80,13 @@ def scene_tracks(
 
 
 def _clips(plan: ClipPlan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Cut a stream of grey frames [H, W] into the plan's clips, uint8 [T, H, W, 3]; neighbours share their overlap."""
+    """Cut a stream of grey frames [H, W] into the plan's clips, uint8 [T, H, W, 3]; neighbours share their overlap.
+
+    Past the end the last frame repeats.
+    """
     window: list[np.ndarray] = []
     for _ in range(plan.clips):
         window = window[plan.stride :]
         window.extend(islice(frames, plan.frames - len(window)))
+        window.extend(repeat(window[-1], plan.frames - len(window)))
         yield np.repeat(np.stack(window)[..., None], 3, axis=-1)

@@ -304,7 +304,7 @@ def load_clips_folder(folder: Path) -> ClipsFolder:
     listing = _inside(folder, "cond.json", "the list of clips")
     try:
         entries = json.loads(listing.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{listing} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{listing} must hold a list with an entry for each clip")
@@ -330,7 +330,7 @@ def load_clips_folder(folder: Path) -> ClipsFolder:
     try:
         with Image.open(first_frame) as picture:
             picture.verify()
-    except (UnidentifiedImageError, SyntaxError) as error:
+    except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{first_frame} is not a readable picture: {error}") from error
     return ClipsFolder(dense, sparse, tuple(fields["text"]), first_frame, len(entries))
 

@@ -69,9 +69,9 @@ class TestEveryPlan:
     @given(plans())
     def test_clips_outside_the_plan_are_refused(self, plan: ClipPlan) -> None:
         for clip in (-1, plan.clips):
-            with pytest.raises(ValueError, match=f"clip {clip} is outside"):
+            with pytest.raises(ValueError, match=f"clip {clip + 1} is outside the plan's clips 1 .. {plan.clips}"):
                 plan.control_frames(clip)
-            with pytest.raises(ValueError, match=f"clip {clip} is outside"):
+            with pytest.raises(ValueError, match=f"clip {clip + 1} is outside the plan's clips 1 .. {plan.clips}"):
                 plan.kept_frames(clip)
 
 
@@ -88,7 +88,14 @@ def test_the_papers_plan_drops_as_the_reference_does(length: int, clips: int, ou
 
 @pytest.mark.parametrize(
     ("length", "clips", "last"),
-    [(1, 1, range(1)), (80, 1, range(80)), (81, 1, range(81)), (82, 2, range(1, 2)), (160, 2, range(1, 80)), (241, 3, range(1, 81))],
+    [
+        (1, 1, range(1)),
+        (80, 1, range(80)),
+        (81, 1, range(81)),
+        (82, 2, range(1, 2)),
+        (160, 2, range(1, 80)),
+        (241, 3, range(1, 81)),
+    ],
 )
 def test_padding_fills_the_last_clip_and_cuts_it_off_again(length: int, clips: int, last: range) -> None:
     plan = ClipPlan(tail="pad", source_frames=length)

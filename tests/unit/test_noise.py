@@ -58,7 +58,8 @@ class TestPerClip:
 
     def test_clips_of_neighbouring_seeds_share_nothing(self) -> None:
         # seed + clip would make clip 1 of seed 0 the same as clip 0 of seed 1
-        drawn = {UnifiedNoise(seed, "per clip").for_clip(clip, SHAPE).numpy().tobytes() for seed in range(6) for clip in range(6)}
+        pairs = [(seed, clip) for seed in range(6) for clip in range(6)]
+        drawn = {UnifiedNoise(seed, "per clip").for_clip(clip, SHAPE).numpy().tobytes() for seed, clip in pairs}
         assert len(drawn) == 36
 
     def test_clips_are_uncorrelated_standard_normal(self) -> None:

@@ -31,7 +31,9 @@ def test_formula_in_float64(steps: int, shift: float) -> None:
     assert got[-1] == 0 and (np.diff(got) < 0).all()
 
 
-@pytest.mark.parametrize(("steps", "shift", "message"), [(0, 5.0, "steps is 0"), (4, 0.0, "shift is 0"), (4, -1.0, "shift is -1")])
+@pytest.mark.parametrize(
+    ("steps", "shift", "message"), [(0, 5.0, "steps is 0"), (4, 0.0, "shift is 0"), (4, -1.0, "shift is -1")]
+)
 def test_out_of_range(steps: int, shift: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flow_sigmas(steps, shift)

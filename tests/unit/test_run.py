@@ -1,0 +1,696 @@
+"""A run on disk: what is kept, what is rendered again and why, and what a crash, an edit or another version does to it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from fractions import Fraction
+from pathlib import Path, PureWindowsPath
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from longvie_core.clips import ClipPlan
+from longvie_core.run import ClipKey, Manifest, Run, check_run_name, clip_range
+from longvie_core.video import concat, probe, read_frames
+
+SIZE = 32
+PLAN = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 3 + 1)
+PADDED = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=21, tail="pad")  # clip 3 gives 4 frames
+
+
+def pictures(clip: int, take: int = 0, frames: int = 9) -> np.ndarray:
+    """Smooth pictures, so that h264 keeps them, different for each clip, frame and take."""
+    y, x = np.mgrid[:SIZE, :SIZE] / SIZE
+    phase = np.arange(frames) / 9 + clip + 0.37 * take
+    channels = [np.sin(2 * np.pi * (scale * (x + y) + phase[:, None, None])) for scale in (0.3, 0.5, 0.7)]
+    return (127.5 + 100 * np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def latents(clip: int, take: int = 0) -> torch.Tensor:
+    return torch.full((1, 16, 3, 4, 4), 10.0 * clip + take)
+
+
+def key(clip: int, **changes: str) -> ClipKey:
+    return ClipKey({"plan": "32x32", "prompt": f"prompt {clip}", "noise": "0"} | changes)
+
+
+KEYS = [key(clip) for clip in range(3)]
+
+
+def save(run: Run, clip: int, take: int = 0, plan: ClipPlan = PLAN, **changes: str) -> None:
+    run.save_clip(clip, plan, key(clip, **changes), latents(clip, take), pictures(clip, take), 1.5)
+
+
+def rendered(folder: Path, clips: int = 3, plan: ClipPlan = PLAN) -> Run:
+    run = Run(folder)
+    for clip in range(clips):
+        save(run, clip, plan=plan)
+    return run
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a finished run of three clips."""
+    folder = tmp_path_factory.mktemp("template") / "run"
+    rendered(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(template: dict[str, bytes], tmp_path: Path) -> Path:
+    """A copy of it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, content in template.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text("utf-8"))
+
+
+def decoded(path: Path) -> np.ndarray:
+    return np.stack(list(read_frames(path, range(probe(path).frames))))
+
+
+class TestFiles:
+    def test_names(self, folder: Path) -> None:
+        names = [f"clip_000{clip}.{ending}" for clip in (1, 2, 3) for ending in ("mp4", "safetensors")]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "run.json"]
+
+    def test_latents_and_tail_are_kept_bit_by_bit(self, folder: Path) -> None:
+        for clip in range(3):
+            stored = load_file(folder / f"clip_000{clip + 1}.safetensors")
+            assert stored.keys() == {"latent", "tail"}
+            assert torch.equal(stored["latent"], latents(clip))
+            np.testing.assert_array_equal(stored["tail"].numpy(), pictures(clip))
+
+    def test_only_the_tail_is_kept_of_a_long_clip(self, tmp_path: Path) -> None:
+        plan = ClipPlan(width=SIZE, height=SIZE, frames=25, overlap=2, source_frames=25)
+        frames = pictures(0, frames=25)
+        Run(tmp_path).save_clip(0, plan, key(0), latents(0), frames, 1.0)
+        np.testing.assert_array_equal(load_file(tmp_path / "clip_0001.safetensors")["tail"].numpy(), frames[-18:])
+
+    def test_each_shared_frame_is_in_one_video_only(self, folder: Path) -> None:
+        for clip, first in enumerate((0, 1, 1)):
+            got = decoded(folder / f"clip_000{clip + 1}.mp4").astype(int)
+            expected = pictures(clip)[first:].astype(int)
+            assert got.shape == expected.shape
+            assert np.abs(got - expected).mean() < 6  # what 4:2:0 colour leaves of a picture this small
+            assert np.abs(got - expected).mean() < 0.5 * np.abs(got - np.roll(expected, 1, axis=0)).mean()
+
+    def test_manifest_tells_what_is_there(self, folder: Path) -> None:
+        data = manifest_of(folder)
+        assert (data["version"], data["fps"]) == (1, "16")
+        assert [clip["frames"] for clip in data["clips"]] == [9, 8, 8]
+        assert [clip["parts"] for clip in data["clips"]] == [dict(each.parts) for each in KEYS]
+        assert [clip["seconds"] for clip in data["clips"]] == [1.5] * 3
+        assert Run(folder).frames(3) == 25 and Run(folder).frames(2) == 17
+
+    def test_a_manifest_survives_its_own_text(self, folder: Path) -> None:
+        manifest = Run(folder).manifest
+        assert Manifest.from_json(manifest.to_json()) == manifest
+
+    def test_half_precision_latents_are_stored_as_float32(self, tmp_path: Path) -> None:
+        Run(tmp_path).save_clip(0, PLAN, key(0), latents(3).half(), pictures(0), 1.0)
+        assert torch.equal(load_file(tmp_path / "clip_0001.safetensors")["latent"], latents(3))
+
+
+class TestResume:
+    def test_a_new_run_keeps_nothing(self, tmp_path: Path) -> None:
+        run = Run(tmp_path / "new" / "run")
+        resume = run.resume(KEYS)
+        assert (resume.kept, resume.reasons) == (0, ())
+
+    def test_an_unchanged_run_keeps_all(self, folder: Path) -> None:
+        resume = Run(folder).resume(KEYS)
+        assert (resume.kept, resume.reasons) == (3, ())
+
+    def test_more_clips_go_on_after_the_finished_ones(self, folder: Path) -> None:
+        assert Run(folder).resume([*KEYS, key(3)]).kept == 3
+
+    def test_fewer_clips_keep_only_what_is_wanted(self, folder: Path) -> None:
+        assert Run(folder).resume(KEYS[:2]).kept == 2
+
+    @pytest.mark.parametrize("clip", [0, 1, 2])
+    def test_from_the_first_changed_clip_on_all_is_rendered_again_and_the_part_is_named(self, folder: Path, clip: int) -> None:
+        keys = [*KEYS[:clip], key(clip, prompt="another"), *KEYS[clip + 1 :]]
+        resume = Run(folder).resume(keys)
+        assert resume.kept == clip
+        assert resume.reasons == (f"clips {clip + 1} .. 3 are rendered again: prompt changed",)
+
+    def test_parts_that_came_went_or_changed_are_all_named(self, folder: Path) -> None:
+        other = ClipKey({"plan": "32x32", "prompt": "x", "sampler": "new"})
+        (reason,) = Run(folder).resume([other, *KEYS[1:]]).reasons
+        assert reason == "clips 1 .. 3 are rendered again: noise, prompt, sampler changed"
+
+    def test_a_clip_made_after_another_predecessor_is_not_kept(self, folder: Path) -> None:
+        """Clip 1 is rendered anew with another prompt, and the old clip 2 put back: same parts, but not the same clip."""
+        old = manifest_of(folder)
+        run = Run(folder)
+        save(run, 0, take=1, prompt="another")
+        data = manifest_of(folder)
+        data["clips"] += old["clips"][1:]
+        (folder / "run.json").write_text(json.dumps(data), "utf-8")
+        resume = Run(folder).resume([key(0, prompt="another"), *KEYS[1:]])
+        assert resume.kept == 1
+        assert resume.reasons == ("clips 2 .. 3 are rendered again: an earlier clip changed",)
+
+    def test_saving_a_clip_forgets_all_after_it(self, folder: Path) -> None:
+        run = Run(folder)
+        save(run, 1, take=1)
+        assert [clip["parts"]["prompt"] for clip in manifest_of(folder)["clips"]] == ["prompt 0", "prompt 1"]
+        assert Run(folder).resume(KEYS).kept == 2
+
+    def test_the_order_of_the_parts_does_not_matter(self) -> None:
+        parts = {"a": "1", "b": "2"}
+        assert ClipKey(parts).fingerprint("") == ClipKey(dict(reversed(parts.items()))).fingerprint("")
+
+    @given(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3), st.data())
+    def test_fingerprints_differ_when_anything_does(self, parts: dict[str, str], data: st.DataObject) -> None:
+        previous = data.draw(st.text(max_size=3))
+        other = data.draw(st.tuples(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3), st.text(max_size=3)))
+        same = other == (parts, previous)
+        assert (ClipKey(parts).fingerprint(previous) == ClipKey(other[0]).fingerprint(other[1])) == same
+        assert (ClipKey(parts).changed(other[0]) == []) == (parts == other[0])
+
+
+class TestFixedClips:
+    def test_are_kept_although_made_with_other_settings(self, folder: Path) -> None:
+        keys = [key(0, prompt="x"), key(1, noise="y"), key(2)]
+        resume = Run(folder).resume(keys, fixed=2)
+        assert resume.kept == 3
+        assert resume.reasons == (
+            "clip 1 is kept although it was made with another prompt",
+            "clip 2 is kept although it was made with another noise",
+        )
+
+    def test_a_changed_clip_after_them_is_rendered_again(self, folder: Path) -> None:
+        resume = Run(folder).resume([key(0, prompt="x"), KEYS[1], key(2, prompt="z")], fixed=1)
+        assert resume.kept == 2
+        assert resume.reasons[-1] == "clips 3 .. 3 are rendered again: prompt changed"
+
+    def test_must_be_finished(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="clip 4 is not finished in this run yet: start the range at clip 4"):
+            Run(folder).resume([*KEYS, key(3), key(4)], fixed=4)
+
+    def test_must_be_intact(self, folder: Path) -> None:
+        (folder / "clip_0001.mp4").unlink()
+        with pytest.raises(ValueError, match=r"clip 1 must be kept, but clip_0001\.mp4 is missing: start the range at clip 1"):
+            Run(folder).resume(KEYS, fixed=1)
+
+    def test_the_next_clip_follows_the_one_that_was_kept(self, folder: Path) -> None:
+        keys = [KEYS[0], key(1, prompt="x"), key(2, prompt="z")]
+        run = Run(folder)
+        assert run.resume(keys, fixed=2).kept == 2
+        save(run, 2, take=1, prompt="z")
+        assert Run(folder).resume(keys, fixed=2).kept == 3
+        assert Run(folder).resume([KEYS[0], KEYS[1], keys[2]]).kept == 3
+
+
+class TestDamagedClips:
+    @pytest.mark.parametrize("ending", ["mp4", "safetensors"])
+    @pytest.mark.parametrize("clip", [0, 2])
+    def test_missing(self, folder: Path, clip: int, ending: str) -> None:
+        (folder / f"clip_000{clip + 1}.{ending}").unlink()
+        resume = Run(folder).resume(KEYS)
+        assert resume.kept == clip
+        assert resume.reasons == (f"clip {clip + 1} is rendered again: clip_000{clip + 1}.{ending} is missing",)
+
+    @pytest.mark.parametrize("ending", ["mp4", "safetensors"])
+    @pytest.mark.parametrize("damage", ["truncated", "emptied", "one bit", "longer"])
+    def test_changed(self, folder: Path, ending: str, damage: str) -> None:
+        path = folder / f"clip_0002.{ending}"
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(
+            {
+                "truncated": content[:middle],
+                "emptied": b"",
+                "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+                "longer": content + b"\0",
+            }[damage]
+        )
+        resume = Run(folder).resume(KEYS)
+        assert resume.kept == 1
+        assert resume.reasons == (f"clip 2 is rendered again: clip_0002.{ending} was changed or cut off since it was written",)
+
+    def test_a_folder_in_a_files_place(self, folder: Path) -> None:
+        (folder / "clip_0002.mp4").unlink()
+        (folder / "clip_0002.mp4").mkdir()
+        assert Run(folder).resume(KEYS).kept == 1
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing of the program runs after it."""
+
+
+class TestKilled:
+    def test_only_part_files_are_left(self, tmp_path: Path) -> None:
+        for name in ("clip_0001.safetensors.part", "clip_0001.mp4.part", "run.json.part"):
+            (tmp_path / name).write_bytes(b"half a file")
+        run = Run(tmp_path)
+        assert run.resume(KEYS).kept == 0
+        save(run, 0)
+        assert Run(tmp_path).resume(KEYS).kept == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_0001.mp4", "clip_0001.safetensors", "run.json"]
+
+    def test_the_manifest_lacks_the_last_clip(self, folder: Path) -> None:
+        data = manifest_of(folder)
+        data["clips"].pop()
+        (folder / "run.json").write_text(json.dumps(data), "utf-8")
+        run = Run(folder)
+        assert run.resume(KEYS).kept == 2
+        save(run, 2, take=1)
+        assert Run(folder).resume(KEYS).kept == 3
+        np.testing.assert_array_equal(Run(folder).last_frame(2, PLAN), pictures(2, take=1)[-1])
+
+    @pytest.mark.parametrize("after_rename", [False, True])
+    @pytest.mark.parametrize("rename", [0, 1, 2])
+    @pytest.mark.parametrize("clip", [0, 2, 3])
+    def test_at_every_moment_of_saving(
+        self, folder: Path, clip: int, rename: int, after_rename: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Saving renames three files into place; what was finished before is either kept or known to be overwritten."""
+        plan = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 4 + 1)
+        real, count = Path.replace, itertools.count()
+
+        def replace(self: Path, target: Path) -> Path:
+            if next(count) < rename:
+                return real(self, target)
+            if after_rename:
+                real(self, target)
+            raise Crash
+
+        run = Run(folder)
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(Crash):
+            save(run, clip, take=1, plan=plan, prompt="another")
+        monkeypatch.undo()
+        assert not list(folder.glob("*.part"))
+
+        old = [*KEYS, key(3)]
+        new = [*old[:clip], key(clip, prompt="another"), *old[clip + 1 :]]
+        again = Run(folder)
+        assert again.notes == []
+        finished = rename == 2 and after_rename
+        assert again.resume(new).kept == (clip + 1 if finished else clip)
+        if not finished:
+            touched = rename > 0 or after_rename
+            assert again.resume(old).kept == (min(clip, 3) if touched else 3)
+        save(again, clip, take=1, plan=plan, prompt="another")
+        assert Run(folder).resume(new).kept == clip + 1
+
+    def test_a_crash_while_the_tensors_are_written_leaves_the_old_clip(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def crash(*_: object) -> None:
+            raise Crash
+
+        run = Run(folder)
+        monkeypatch.setattr("longvie_core.run.save_file", crash)
+        with pytest.raises(Crash):
+            save(run, 2, take=1, prompt="another")
+        assert Run(folder).resume(KEYS).kept == 3
+
+
+ENTRY = {"fingerprint": "f", "parts": {"p": "1"}, "frames": 9, "latents_sha256": "a", "video_sha256": "b", "seconds": 1.0}
+
+
+def manifest_text(entry: dict | None = None, **changes: object) -> str:
+    """A manifest with one clip; Infinity and the like are written as Python reads them."""
+    clip = ENTRY | (entry or {})
+    data = {"version": 1, "fps": "16", "clips": [clip], "video": {}} | changes
+    return json.dumps({name: value for name, value in data.items() if value is not ...})
+
+
+WRONG = [
+    ("torn", manifest_text()[:-20]),
+    ("empty", ""),
+    ("zeros", "\0" * 100),
+    ("no JSON", "<html>"),
+    ("deep", "[" * 100_000),
+    ("no fps", manifest_text(fps=...)),
+    ("fps a number", manifest_text(fps=16)),
+    ("fps no number", manifest_text(fps="fast")),
+    ("fps by zero", manifest_text(fps="1/0")),
+    ("fps zero", manifest_text(fps="0")),
+    ("no clips", manifest_text(clips=...)),
+    ("clips a number", manifest_text(clips=3)),
+    ("clips null", manifest_text(clips=None)),
+    ("clip a text", manifest_text(clips=["a"])),
+    ("clip a list", manifest_text(clips=[[]])),
+    ("clip null", manifest_text(clips=[None])),
+    ("no video", manifest_text(video=...)),
+    ("video null", manifest_text(video=None)),
+    ("parts a list", manifest_text({"parts": []})),
+    ("parts null", manifest_text({"parts": None})),
+    ("part a number", manifest_text({"parts": {"prompt": 3}})),
+    ("part called version", manifest_text({"parts": {"prompt": {"version": 3}}})),
+    ("fingerprint null", manifest_text({"fingerprint": None})),
+    ("hash a number", manifest_text({"video_sha256": 5})),
+    ("frames text", manifest_text({"frames": "many"})),
+    ("frames null", manifest_text({"frames": None})),
+    ("frames infinite", manifest_text({"frames": float("inf")})),
+    ("frames NaN", manifest_text({"frames": float("nan")})),
+    ("seconds text", manifest_text({"seconds": "long"})),
+    ("seconds too large", manifest_text({"seconds": 10**400})),
+]
+
+
+class TestManifest:
+    @pytest.mark.parametrize("text", [text for _, text in WRONG], ids=[name for name, _ in WRONG])
+    def test_a_damaged_one_is_a_value_error_by_name(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"run\.json is damaged \("):
+            Manifest.from_json(text)
+
+    @pytest.mark.parametrize("text", [text for _, text in WRONG], ids=[name for name, _ in WRONG])
+    def test_a_damaged_one_is_set_aside_and_the_run_starts_over(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text(text, "utf-8")
+        run = Run(tmp_path)
+        assert run.manifest == Manifest() and run.resume(KEYS).kept == 0
+        (aside,) = tmp_path.iterdir()
+        assert aside.name.startswith("run.json.damaged-") and aside.read_text("utf-8") == text
+        (note,) = run.notes
+        assert note.startswith("run.json is damaged") and aside.name in note
+
+    def test_bytes_that_are_no_text_are_set_aside(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_bytes(b"\xff\xfe\0")
+        assert Run(tmp_path).manifest == Manifest()
+        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"\xff\xfe\0"]
+
+    def test_a_run_goes_on_after_its_manifest_was_damaged(self, folder: Path) -> None:
+        (folder / "run.json").write_text("{", "utf-8")
+        run = Run(folder)
+        save(run, 0)
+        assert Run(folder).resume(KEYS).kept == 1
+
+    @pytest.mark.parametrize("version", [0, 2, 99, "1", None, [1]])
+    def test_another_version_stops_and_is_left_alone(self, version: object, tmp_path: Path) -> None:
+        text = manifest_text(version=version)
+        (tmp_path / "run.json").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match=r"run\.json has version .*writes version 1: update LongVie or use another"):
+            Run(tmp_path)
+        assert (tmp_path / "run.json").read_text("utf-8") == text
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_future_one_with_other_fields_stops_too(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text('{"version": 2, "sections": {}}', "utf-8")
+        with pytest.raises(ValueError, match="has version 2"):
+            Run(tmp_path)
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+            lambda inner: st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from([*ENTRY, "version", "fps", "clips", "video"]), inner, max_size=5),
+            max_leaves=12,
+        )
+    )
+    def test_any_json_is_read_or_refused_by_name(self, value: object) -> None:
+        for text in (json.dumps(value), json.dumps({"version": 1, "fps": "16", "clips": [value], "video": {}})):
+            try:
+                manifest = Manifest.from_json(text)
+            except ValueError as error:
+                assert str(error).startswith("run.json ")
+            else:
+                assert repr(Manifest.from_json(manifest.to_json())) == repr(manifest)  # NaN does not equal itself
+
+    @settings(max_examples=200)
+    @given(st.data())
+    def test_any_field_of_any_kind_is_read_or_refused_by_name(self, data: st.DataObject) -> None:
+        odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just([]) | st.just({})
+        entry = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(ENTRY, odd)))
+        changes = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(["fps", "clips", "video"], odd)))
+        try:
+            Manifest.from_json(manifest_text(entry, **changes))
+        except ValueError as error:
+            assert str(error).startswith("run.json is damaged")
+
+    @given(st.integers(0, 400))
+    @example(0)
+    def test_any_torn_write_is_refused_by_name(self, size: int) -> None:
+        text = manifest_text()
+        if size < len(text):
+            with pytest.raises(ValueError, match=r"run\.json is damaged"):
+                Manifest.from_json(text[:size])
+
+
+class TestAssemble:
+    def test_shows_every_frame_of_the_clips_once(self, folder: Path) -> None:
+        video = Run(folder).assemble(3)
+        assert video == folder / "video.mp4"
+        info = probe(video)
+        assert (info.frames, info.fps, info.width, info.height) == (25, Fraction(16), SIZE, SIZE)
+        clips = np.concatenate([decoded(folder / f"clip_000{clip}.mp4") for clip in (1, 2, 3)])
+        np.testing.assert_array_equal(decoded(video), clips)
+        source = np.concatenate([pictures(clip)[min(clip, 1) :] for clip in range(3)])
+        assert np.abs(decoded(video).astype(int) - source).mean() < 6
+
+    def test_the_first_clips_alone(self, folder: Path) -> None:
+        assert probe(Run(folder).assemble(2)).frames == 17
+
+    def test_is_remade_only_when_needed(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[int] = []
+
+        def counted(paths: list[Path], *rest: object, **more: object) -> None:
+            made.append(len(paths))
+            concat(paths, *rest, **more)
+
+        monkeypatch.setattr("longvie_core.run.concat", counted)
+
+        def assemble(clips: int, metadata: dict | None = None) -> int:
+            """How many times a video was joined for it, by a run that is opened anew."""
+            before = len(made)
+            Run(folder).assemble(clips, metadata)
+            return len(made) - before
+
+        assert assemble(3) == 1
+        assert assemble(3) == 0
+        assert assemble(3, {}) == 0
+        assert assemble(2) == 1 and assemble(3) == 1, "another number of clips"
+        assert assemble(3, {"prompt": "{}"}) == 1 and assemble(3, {"prompt": "{}"}) == 0
+        assert assemble(3, {"prompt": "[]"}) == 1
+        (folder / "video.mp4").write_bytes(b"edited")
+        assert assemble(3, {"prompt": "[]"}) == 1 and probe(folder / "video.mp4").frames == 25
+        os.utime(folder / "video.mp4", ns=(1, 1))
+        assert assemble(3, {"prompt": "[]"}) == 1
+        (folder / "video.mp4").unlink()
+        assert assemble(3, {"prompt": "[]"}) == 1
+        save(Run(folder), 2, take=1)
+        assert assemble(3, {"prompt": "[]"}) == 1
+        np.testing.assert_array_equal(
+            decoded(folder / "video.mp4")[-8:], decoded(folder / "clip_0003.mp4"), "the new clip is not in the video"
+        )
+
+    def test_metadata_is_in_the_file(self, folder: Path) -> None:
+        video = Run(folder).assemble(3, {"prompt": '{"1": "é"}'})
+        with av.open(str(video)) as container:
+            assert container.metadata["prompt"] == '{"1": "é"}'
+
+    def test_clips_that_the_manifest_does_not_have_are_refused(self, folder: Path) -> None:
+        """Clip 3's files of the longer run are still there, but no longer belong to it."""
+        run = Run(folder)
+        save(run, 1, take=1)
+        with pytest.raises(ValueError, match=r"2 .*clips|clip 3"):
+            run.assemble(3)
+        assert not run.video.exists()
+
+    def test_state_changes_with_the_manifest_and_the_video(self, folder: Path) -> None:
+        states = [Run(folder).state()]
+        Run(folder).assemble(3)
+        states.append(Run(folder).state())
+        assert Run(folder).state() == states[-1]
+        Run(folder).assemble(3)
+        assert Run(folder).state() == states[-1]
+        save(Run(folder), 2, take=1)
+        states.append(Run(folder).state())
+        (folder / "video.mp4").unlink()
+        states.append(Run(folder).state())
+        assert len(set(states)) == 4
+
+
+class TestPaddedTail:
+    def test_what_was_padded_is_in_no_video(self, tmp_path: Path) -> None:
+        run = rendered(tmp_path, plan=PADDED)
+        assert [clip["frames"] for clip in manifest_of(tmp_path)["clips"]] == [9, 8, 4]
+        assert probe(tmp_path / "clip_0003.mp4").frames == 4
+        assert probe(run.assemble(3)).frames == 21
+
+    def test_last_frame_is_the_videos(self, tmp_path: Path) -> None:
+        run = rendered(tmp_path, plan=PADDED)
+        np.testing.assert_array_equal(run.last_frame(2, PADDED), pictures(2)[4])
+        np.testing.assert_array_equal(run.last_frame(1, PADDED), pictures(1)[8])
+        got = decoded(run.assemble(3))[-1].astype(int)
+        differences = [np.abs(got - frame).mean() for frame in pictures(2).astype(int)]
+        assert int(np.argmin(differences)) == 4
+
+    def test_last_frame_of_whole_clips(self, folder: Path) -> None:
+        for clip in range(3):
+            np.testing.assert_array_equal(Run(folder).last_frame(clip, PLAN), pictures(clip)[8])
+
+
+class TestCarry:
+    def test_is_the_finished_clips_tail(self, folder: Path) -> None:
+        carry = Run(folder).carry(2, PLAN)
+        assert not carry.first
+        np.testing.assert_array_equal(carry.frames, pictures(1))
+        np.testing.assert_array_equal(carry.start_frame(PLAN), pictures(1)[8])
+        np.testing.assert_array_equal(carry.history(PLAN, 8), pictures(1)[1:])
+
+    def test_another_size_is_named(self, folder: Path) -> None:
+        plan = ClipPlan(width=48, height=SIZE, frames=9, source_frames=25)
+        with pytest.raises(ValueError, match="clip 1 was rendered at 32x32, the plan says 48x32: keep the size"):
+            Run(folder).carry(1, plan)
+
+
+class TestClipRange:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("", range(5)),
+            ("  ", range(5)),
+            ("-", range(5)),
+            ("1", range(1)),
+            ("3", range(2, 3)),
+            (" 5 ", range(4, 5)),
+            ("3-5", range(2, 5)),
+            ("2 - 2", range(1, 2)),
+            ("4-", range(3, 5)),
+            ("-2", range(2)),
+            ("1-5", range(5)),
+            ("003", range(2, 3)),
+        ],
+    )
+    def test_of_five_clips(self, text: str, expected: range) -> None:
+        assert clip_range(text, 5) == expected
+
+    @pytest.mark.parametrize("text", ["a", "1,2", "1-2-3", "1.5", "--2", "3 4", "+3", "1-a", "\x003", "1234567"])
+    def test_other_text_is_refused_with_the_mend(self, text: str) -> None:
+        for clips in (5, None):
+            with pytest.raises(ValueError, match=r"is no range: leave it empty for all, or write 3, 3-5, or 4-"):
+                clip_range(text, clips)
+
+    @pytest.mark.parametrize("text", ["0", "0-3", "-0", "5-3", "2-1"])
+    def test_empty_ranges_are_refused(self, text: str) -> None:
+        for clips in (5, None):
+            with pytest.raises(ValueError, match="is an empty range: clips count from 1"):
+                clip_range(text, clips)
+
+    @pytest.mark.parametrize(("text", "clips"), [("6", 5), ("3-6", 5), ("6-", 5), ("-6", 5), ("", 0), ("1", 0), ("999999", 5)])
+    def test_clips_that_are_not_there_are_refused(self, text: str, clips: int) -> None:
+        with pytest.raises(ValueError, match=f"is outside the {clips} clips of this plan"):
+            clip_range(text, clips)
+
+    def test_the_text_alone_can_be_checked(self) -> None:
+        for text in ("", "3", "3-5", "4-", "-2", "999999"):
+            clip_range(text, None)
+
+    @given(st.text(max_size=8) | st.from_regex(r"\A\s*\d{0,3}\s*-?\s*\d{0,3}\s*\Z"), st.integers(0, 9))
+    def test_any_text_is_a_range_inside_the_clips_or_a_value_error(self, text: str, clips: int) -> None:
+        try:
+            wanted = clip_range(text, clips)
+        except ValueError:
+            return
+        assert 0 <= wanted.start < wanted.stop <= clips
+
+
+DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(port + n for port in ("COM", "LPT") for n in "0123456789¹²³")}
+
+
+def windows_device(name: str) -> bool:
+    """Windows looks at what is before the first dot, without the spaces after it."""
+    return name.split(".")[0].rstrip(" ").upper() in DEVICES
+
+
+class TestRunName:
+    @pytest.mark.parametrize(
+        "name", ["longvie", "a", "Run 7", "take-2_b.v3", "é龍", "a" * 100, "CONTEXT", "com", "nullify", "~", "$HOME", "%2e%2e"]
+    )
+    def test_plain_names_are_kept(self, name: str) -> None:
+        assert check_run_name(name) == name
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("", "has 0 characters"),
+            ("a" * 101, "has 101 characters: use 1 to 100"),
+            ("..", "starts or ends with a dot"),
+            (".", "starts or ends with a dot"),
+            (".hidden", "starts or ends with a dot"),
+            ("a.", "starts or ends with a dot"),
+            (" a", "starts or ends with a dot or space"),
+            ("a ", "starts or ends with a dot or space"),
+            ("../a", "holds '/'"),
+            ("a/../b", "holds '/'"),
+            ("/etc", "holds '/'"),
+            ("a\\b", r"holds '\\\\'"),
+            ("C:x", "holds ':'"),
+            ("a*?", r"holds '\*', '\?'"),
+            ("a\0b", r"holds '\\x00'"),
+            ("a\nb", r"holds '\\n'"),
+            ("a\u202eb", r"holds '\\u202e'"),
+            ("a\ud800", "holds"),
+            ("con", "device name on Windows"),
+            ("NUL.txt", "device name on Windows"),
+            ("nul .txt", "device name on Windows"),
+            ("Lpt9", "device name on Windows"),
+            ("COM¹", "device name on Windows"),
+            ("CONIN$", "device name on Windows"),
+        ],
+    )
+    def test_others_are_refused_with_the_reason(self, name: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_run_name(name)
+
+    @given(
+        st.text(max_size=12)
+        | st.text(st.sampled_from("./\\ ~:a\0"), max_size=6)
+        | st.builds(
+            "{}{}{}".format,
+            st.sampled_from(sorted(DEVICES) + ["con", "Aux"]),
+            st.sampled_from(["", " ", "  ", "x"]),
+            st.sampled_from(["", ".", ".txt", ". ", ".a.b"]),
+        )
+    )
+    def test_whatever_passes_is_one_folder_directly_inside(self, name: str) -> None:
+        try:
+            check_run_name(name)
+        except ValueError:
+            return
+        root = Path(tempfile.gettempdir()).resolve()
+        assert (root / name).resolve().parent == root
+        there = PureWindowsPath("C:/runs") / name
+        assert there.parts == ("C:\\", "runs", name)
+        assert not windows_device(name)
+        assert name == name.strip(" .") and name.isprintable()
+
+    @pytest.mark.parametrize("character", ["a", "é", "龍", "\U0001f600"])
+    def test_the_longest_name_that_passes_can_be_a_folder(self, character: str, tmp_path: Path) -> None:
+        """File systems count bytes (255 at most), not characters."""
+        for length in range(100, 0, -1):
+            name = character * length
+            try:
+                check_run_name(name)
+            except ValueError as error:
+                assert str(length) in str(error) or str(len(name.encode())) in str(error)
+                continue
+            assert length >= 50
+            Run(tmp_path / name)
+            break
+
+
+def test_all_files_of_a_run_are_inside_its_folder(folder: Path) -> None:
+    run = Run(folder)
+    for path in (run.video, run.latents_path(0), run.video_path(0), run.latents_path(9999), run.video_path(9999)):
+        assert path.parent == folder
+    assert (run.latents_path(9).name, run.video_path(9).name) == ("clip_0010.safetensors", "clip_0010.mp4")
