@@ -243,9 +243,17 @@ class Host:
         return self.get(f"/history/{prompt_id}").get(prompt_id)
 
     def queue(self, prompt: Mapping[str, Any], client_id: str) -> str:
-        """Queue a prompt (API format) for a websocket client and return its id; PromptRejected on HTTP 400."""
+        """Queue a prompt (API format) for a websocket client and return its id; PromptRejected where a node is refused.
+
+        The host answers HTTP 400 only when no output is left to run; a part of the graph it would leave out silently.
+        """
         try:
-            return self.post("/prompt", {"prompt": prompt, "client_id": client_id})["prompt_id"]
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id})
+            if not answer["node_errors"]:
+                return answer["prompt_id"]
+            self.interrupt(answer["prompt_id"])
+            self.post("/queue", {"delete": [answer["prompt_id"]]})
+            answer["error"] = {"message": "a part of the workflow is refused", "details": ""}
         except urllib.error.HTTPError as refusal:
             if refusal.code != 400:
                 raise

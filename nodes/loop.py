@@ -98,12 +98,20 @@ class LongVieClipLoop(io.ComfyNode):
         """Prompt and workflow, as the host stores them in its own videos."""
         if args.disable_metadata:
             return {}
-        values = {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
+        # Without the fingerprints that the host notes on the nodes: they change from run to run.
+        prompt = {
+            key: {name: value for name, value in node.items() if name != "is_changed"}
+            for key, node in (cls.hidden.prompt or {}).items()
+        }
+        values = {**(cls.hidden.extra_pnginfo or {}), "prompt": prompt or None}
         return {key: json.dumps(value) for key, value in values.items() if value is not None}
 
     @classmethod
-    def fingerprint_inputs(cls, run_name=None, **_) -> str:
-        # The host's cache may answer only while the files of the run that it remembers are untouched.
+    def fingerprint_inputs(cls, run_name=None, **_) -> str | float:
+        # The host's cache may answer only while the files of the run that it remembers are untouched. A linked name is not
+        # known here: then it never answers.
+        if run_name is None:
+            return float("nan")
         if run_name not in finished_runs:
             return "not rendered by this process"
         return finished_runs[run_name] if storage.open_run(run_name).state() == finished_runs[run_name] else "changed on disk"

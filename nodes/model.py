@@ -47,6 +47,17 @@ def modality_inputs(modality: str) -> list[io.Input]:
     ]
 
 
+def modality_range(modality: str, strength: float, start: float, end: float) -> backend.ModalityRange:
+    """The range of one modality's widgets.
+
+    Raises:
+        ValueError: naming the modality.
+    """
+    if start > end:
+        raise ValueError(f"{modality}_start {start} is after {modality}_end {end}: swap them")
+    return backend.ModalityRange(strength, start, end)
+
+
 FIRST_FRAME_SIGMA_INPUT = io.Float.Input(
     "first_frame_sigma",
     default=round(FIRST_FRAME_SIGMA, 6),
@@ -186,8 +197,8 @@ class LongVieApplyControl(io.ComfyNode):
         patched = backend.apply_control(
             model,
             control,
-            backend.ModalityRange(dense_strength, dense_start, dense_end),
-            backend.ModalityRange(sparse_strength, sparse_start, sparse_end),
+            modality_range("dense", dense_strength, dense_start, dense_end),
+            modality_range("sparse", sparse_strength, sparse_start, sparse_end),
             first_frame_sigma,
         )
         backend.check_image_branch(patched, clip_vision_output)

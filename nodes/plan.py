@@ -78,6 +78,8 @@ class LongVieClipPlan(io.ComfyNode):
     def validate_inputs(cls, frames_per_clip=None) -> bool | str:
         try:
             if frames_per_clip is not None:
+                if frames_per_clip > 1025:
+                    return f"frames_per_clip {frames_per_clip} is more than 1025"
                 ClipPlan(frames=frames_per_clip)
         except ValueError as error:
             return str(error)

@@ -15,7 +15,7 @@ from ..longvie_core.control.check import check_controls
 from ..longvie_core.schedule import SHIFT, STEPS, flow_sigmas
 from . import storage, types
 from .clip_runner import ClipRunner, NamedSampler
-from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs
+from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs, modality_range
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ class LongVieMultimodalSampler(io.ComfyNode):
         patched = backend.apply_control(
             model,
             control,
-            backend.ModalityRange(dense_strength, dense_start, dense_end),
-            backend.ModalityRange(sparse_strength, sparse_start, sparse_end),
-            first_frame_sigma,
+            modality_range("dense", dense_strength, dense_start, dense_end),
+            modality_range("sparse", sparse_strength, sparse_start, sparse_end),
+            history.first_frame_sigma,
         )
         fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id)
         multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg, history)

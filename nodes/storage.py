@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import folder_paths
@@ -17,7 +18,9 @@ from ..longvie_core.autoregress import Carry
 from ..longvie_core.clips import ClipPlan
 from ..longvie_core.files import write_atomically
 from ..longvie_core.run import Run, check_run_name
-from ..longvie_core.video import VideoWriter, stretch
+from ..longvie_core.video import VideoWriter, probe, read_frames, stretch
+
+MAX_FOLDER_NAME = 255
 
 
 def input_folder(name: str) -> Path:
@@ -27,8 +30,8 @@ def input_folder(name: str) -> Path:
         ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
     """
     root = Path(folder_paths.get_input_directory()).resolve()
-    if "\0" in name:
-        raise ValueError(f"folder {name!r} holds a NUL character: choose a folder inside ComfyUI's input folder")
+    if "\0" in name or len(name) > MAX_FOLDER_NAME:
+        raise ValueError(f"folder {name[:MAX_FOLDER_NAME]!r} is no file name: choose a folder inside ComfyUI's input folder")
     folder = (root / name).resolve()
     if not name or not folder.is_relative_to(root) or folder == root:
         raise ValueError(f"folder {name!r} is not inside ComfyUI's input folder: copy the clips into a folder there")
@@ -90,12 +93,12 @@ def to_image(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames)).float().div_(255)
 
 
-def image_file(images: torch.Tensor) -> Path:
+def image_file(images: torch.Tensor, fps: Fraction = Fraction(16)) -> Path:
     """A lossless video of an IMAGE batch in the cache, named by its content."""
-    path = cache_folder() / f"{tensor_sha256(images)}.mkv"
+    path = cached("images", tensor_sha256(images), fps)
     if not path.is_file():
         count, height, width = images.shape[:3]
-        with VideoWriter(path, width, height, Fraction(16), codec="lossless") as writer:
+        with VideoWriter(path, width, height, fps, codec="lossless") as writer:
             for index in range(count):
                 writer.write(to_uint8(images[index]))
     return path
@@ -107,11 +110,29 @@ def video_file(video: Input.Video) -> Path:
     Raises:
         ValueError: the video has no frames.
     """
-    source = video.get_stream_source()
-    trimmed = isinstance(video, InputImpl.VideoFromFile) and video.get_active_trim_window() != (0.0, 0.0)
-    if isinstance(source, str) and not trimmed:
-        return Path(source)
-    return image_file(video.get_components().images)
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+    if not isinstance(source, str):
+        components = video.get_components()
+        return image_file(components.images, Fraction(components.frame_rate))
+    path, window = Path(source), video.get_active_trim_window()
+    return path if window == (0.0, 0.0) else trimmed_file(path, *window)
+
+
+def trimmed_file(path: Path, start: float, duration: float) -> Path:
+    """A lossless copy of a part of a video, in the cache; streamed, whatever its length. Duration 0 = to the end."""
+    info = probe(path)
+    # As the host trims: frames from `start` on, those at the end of the window excluded.
+    first = ceil(Fraction(start).limit_denominator(10**6) * info.fps)
+    stop = ceil(Fraction(start + duration).limit_denominator(10**6) * info.fps) if duration else info.frames
+    frames = range(min(first, info.frames), min(stop, info.frames))
+    if not frames:
+        raise ValueError(f"{path} has {info.frames} frames, of which the trimmed part has none: trim it less")
+    destination = cached("trimmed", path, stamp(path), frames)
+    if not destination.is_file():
+        with VideoWriter(destination, info.width, info.height, info.fps, codec="lossless") as writer:
+            for frame in read_frames(path, frames):
+                writer.write(frame)
+    return destination
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:

@@ -1,12 +1,15 @@
 """The real ComfyUI host for the tests of this folder: one for the session, and further ones on demand."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from workflow import SCENE, film_scene
 
 from devtools.host import Host
+from devtools.tiny import write_tiny_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 # Nodes that only tests need; loaded beside the pack where the folder exists.
@@ -54,3 +57,31 @@ def make_host(new_host: Callable[..., Host], tmp_path: Path) -> Iterator[Callabl
     yield make
     for host in started:
         host.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with the tiny weights."""
+    models = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMFYUI_PATH", str(comfyui_path))
+        write_tiny_weights(models)
+    return models
+
+
+@pytest.fixture(scope="session")
+def stock(tiny_models: Path) -> Callable[[Host], Host]:
+    """Puts the tiny weights and the shared control clips into a host's folders, whether it runs or not."""
+
+    def stock(host: Host) -> Host:
+        shutil.copytree(tiny_models, host.base / "models", dirs_exist_ok=True)
+        film_scene(host.base / "input" / SCENE)
+        return host
+
+    return stock
+
+
+@pytest.fixture(scope="session")
+def tiny_host(host: Host, stock: Callable[[Host], Host]) -> Host:
+    """The shared host with the tiny weights and the shared control clips."""
+    return stock(host)
