@@ -35,6 +35,9 @@ ONE_PACKET_ONE_FRAME_FORMATS = frozenset({"mov", "matroska"})
 ONE_PACKET_ONE_FRAME_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "prores", "mjpeg"})
 """Where a packet is exactly one displayed picture: counting packets counts frames, and timestamps are dependable."""
 
+NO_TIMESTAMP = -(2**63)
+"""FFmpeg's mark for it; None does not fit into an array."""
+
 MP4_AUDIO_CODECS = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
 """Audio that players accept inside mp4; anything else is transcoded to AAC."""
 
@@ -42,13 +45,14 @@ AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48
 
 # bf=0: without B-frames pts equals dts, so that clips join by stream copy with no reordering delay.
 # stitchable: headers do not depend on the pictures, so that all clips of one size and rate have the same ones.
-# One thread: the bits do not depend on the machine's cores.
+# One thread: the bits do not depend on the machine's cores. No mbtree: its SIMD code reads past rows whose number of
+# macroblocks is no multiple of 8 (width 832, 96 ...), and what lies there changes the bits now and then.
 H264_OPTIONS = {
     "preset": "medium",
     "bf": "0",
     "g": "16",
     "threads": "1",
-    "x264-params": "stitchable=1:open-gop=0",
+    "x264-params": "stitchable=1:open-gop=0:mbtree=0",
 }
 # g=1: every frame stands alone, so that seeking is exact. The number of slices is fixed because it changes the bits.
 FFV1_OPTIONS = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
@@ -69,6 +73,7 @@ class VideoInfo:
         fps: average frames per second.
         has_audio: whether there is an audio stream.
         rotation: degrees counter-clockwise by which :func:`read_frames` turns the stored pictures (0, 90, 180 or 270).
+        pixel_aspect: width of a displayed pixel divided by its height; 1 but for anamorphic video (DV, DVD, some TV).
     """
 
     width: int
@@ -77,25 +82,44 @@ class VideoInfo:
     fps: Fraction
     has_audio: bool
     rotation: int
+    pixel_aspect: Fraction
+
+
+@dataclass(frozen=True)
+class FrameTimes:
+    """When the frames of a file are shown, on the file's own clock.
+
+    Attributes:
+        pts: timestamp of each displayed frame in ticks, ascending; frames may share one.
+        tick: seconds a tick. Containers round timestamps to it (Matroska, FLV: 1/1000 s, GIF: 1/100 s).
+        last: ticks for which the last frame is shown; 0 where the file does not say.
+        rate: frames per second that the file claims or that its timestamps suggest; wrong where the rate varies.
+    """
+
+    pts: array[int]
+    tick: Fraction
+    last: int
+    rate: Fraction
 
 
 @dataclass(frozen=True)
 class _Index:
-    """``VideoInfo`` and, where seeking is dependable, the ascending timestamps of frames and keyframes."""
+    """``VideoInfo``, the times of the frames and, where seeking is dependable, the keyframes' timestamps, ascending."""
 
     info: VideoInfo
-    pts: array[int]
+    times: FrameTimes
     keyframes: array[int]
 
     def keyframe_before(self, frame: int) -> int:
-        return self.keyframes[bisect_right(self.keyframes, self.pts[frame]) - 1]
+        return self.keyframes[bisect_right(self.keyframes, self.times.pts[frame]) - 1]
 
     def number(self, frame: av.VideoFrame | None) -> int | None:
         """Number of a decoded frame by its timestamp; None where no frame has it."""
         if frame is None or frame.pts is None:
             return None
-        place = bisect_left(self.pts, frame.pts)
-        return place if place < len(self.pts) and self.pts[place] == frame.pts else None
+        pts = self.times.pts
+        place = bisect_left(pts, frame.pts)
+        return place if place < len(pts) and pts[place] == frame.pts else None
 
 
 def probe(path: Path) -> VideoInfo:
@@ -111,15 +135,31 @@ def probe(path: Path) -> VideoInfo:
     return _index(path).info
 
 
+def frame_times(path: Path) -> FrameTimes:
+    """When each frame of a video is shown. Edit lists are obeyed; without timestamps the claimed rate counts.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`probe`; and ValueError where time runs backwards.
+    """
+    times = _index(path).times
+    back = np.flatnonzero(np.diff(np.asarray(times.pts)) < 0)
+    if back.size:
+        raise ValueError(
+            f"{path}: time runs backwards at frame {back[0] + 1}, so the file was probably joined from several: "
+            "convert it to one video with even time first"
+        )
+    return times
+
+
 def read_frames(
-    path: Path, frames: range, *, size: tuple[int, int] | None = None, repeat_last: bool = False
+    path: Path, frames: Sequence[int], *, size: tuple[int, int] | None = None, repeat_last: bool = False
 ) -> Iterator[np.ndarray]:
     """Yield exactly the frames numbered ``frames``, seeking to the keyframe before the first.
 
     Display rotation is applied; alpha is dropped; more than 8 bits are rounded to 8.
 
     Args:
-        frames: frame numbers, ascending.
+        frames: frame numbers, ascending; a number that comes again gives the same array again.
         size: (width, height) to stretch to, see :func:`stretch`; None keeps the file's size.
         repeat_last: numbers past the end give the last frame again; otherwise they are an error.
 
@@ -129,9 +169,9 @@ def read_frames(
     """
     index = _index(path)
     have = index.info.frames
-    if frames.step < 1 or (frames and frames[0] < 0):
+    if any(later < number for number, later in itertools.pairwise(frames)) or (len(frames) and frames[0] < 0):
         raise ValueError(f"frame numbers {frames} must be ascending and not negative")
-    if frames and frames[-1] >= have and not repeat_last:
+    if len(frames) and frames[-1] >= have and not repeat_last:
         raise ValueError(f"{path} has {have} frames (0 .. {have - 1}), but frame {frames[-1]} was asked for")
     return _read(path, index, frames, size)
 
@@ -299,10 +339,15 @@ def _open(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    """The first stream of moving pictures; cover art does not count."""
+def _moving_pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams; cover art does not count."""
     cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
+def _video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    """The first stream of moving pictures."""
+    streams = _moving_pictures(container)
     if not streams:
         kind = "only audio" if container.streams.audio else "no video"
         raise ValueError(f"{path} holds {kind}: give a file with a video stream")
@@ -323,18 +368,27 @@ def _index(path: Path) -> _Index:
 def _index_of(path: Path, _size: int, _mtime_ns: int) -> _Index:
     with _open(path) as container:
         stream = _video_stream(path, container)
-        fps = Fraction(stream.average_rate or stream.guessed_rate or 1)
+        rate = Fraction(stream.guessed_rate or stream.average_rate or 1)
+        fps = Fraction(stream.average_rate or rate)
+        tick = stream.time_base
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
         has_audio = bool(container.streams.audio)
         packets = _survey(container, stream)
-    frames, damaged = (len(packets.pts), False) if packets.one_to_one else _count_by_decoding(path)
-    _check_complete(path, packets, frames, damaged, fps)
+    if packets.one_to_one:
+        pts, last, damaged = array("q", sorted(packets.pts)), packets.last, False
+    else:
+        pts, last, damaged = _times_by_decoding(path)
+    _check_complete(path, packets, len(pts), damaged, fps)
+    if NO_TIMESTAMP in pts:  # a bare stream without a container; the average that is found for it means nothing
+        pts, last, tick, fps = array("q", range(len(pts))), 1, 1 / rate, rate
     first = _first_frame(path)
     rotation = round(first.rotation / 90) % 4 * 90
-    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
-    info = VideoInfo(width, height, frames, fps, has_audio, rotation)
-    if not packets.one_to_one:
-        return _Index(info, array("q"), array("q"))
-    return _Index(info, array("q", sorted(packets.pts)), array("q", sorted(packets.keyframes)))
+    width, height = first.width, first.height
+    if rotation % 180:
+        width, height, aspect = height, width, 1 / aspect
+    info = VideoInfo(width, height, len(pts), fps, has_audio, rotation, aspect)
+    keyframes = array("q", sorted(packets.keyframes) if packets.one_to_one else [])
+    return _Index(info, FrameTimes(pts, tick, last, rate), keyframes)
 
 
 @dataclass(frozen=True)
@@ -343,6 +397,7 @@ class _Survey:
 
     Attributes:
         pts, keyframes: timestamps of whole packets and of those that start a group of pictures, in file order.
+        last: duration of the packet that is shown last, in ticks; 0 where the container does not say.
         one_to_one: each packet is one displayed frame, and the first is a keyframe.
         damaged: a packet is broken off.
         says: frames that the container claims; 0 where it does not say.
@@ -351,6 +406,7 @@ class _Survey:
 
     pts: array[int]
     keyframes: array[int]
+    last: int
     one_to_one: bool
     damaged: bool
     says: int
@@ -359,7 +415,7 @@ class _Survey:
 
 def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _Survey:
     pts, keyframes = array("q"), array("q")
-    end, damaged = 0, False
+    final, end, damaged = (NO_TIMESTAMP, 0), 0, False
     one_to_one = (
         container.format.name.split(",")[0] in ONE_PACKET_ONE_FRAME_FORMATS
         and stream.codec_context.name in ONE_PACKET_ONE_FRAME_CODECS
@@ -372,13 +428,14 @@ def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _
         elif packet.pts is None or packet.is_discard:
             one_to_one = False
         else:
-            end = max(end, packet.pts + (packet.duration or 0))
+            shown = packet.duration or 0
+            final, end = max(final, (packet.pts, shown)), max(end, packet.pts + shown)
             pts.append(packet.pts)
             if packet.is_keyframe:
                 keyframes.append(packet.pts)
     one_to_one = one_to_one and bool(keyframes) and pts[0] == keyframes[0] == min(pts) and len(set(pts)) == len(pts)
     missing = _declared_end(stream) - end * stream.time_base
-    return _Survey(pts, keyframes, one_to_one, damaged, stream.frames, missing)
+    return _Survey(pts, keyframes, final[1], one_to_one, damaged, stream.frames, missing)
 
 
 def _declared_end(stream: av.VideoStream) -> Fraction:
@@ -400,7 +457,7 @@ def _check_complete(path: Path, packets: _Survey, frames: int, damaged: bool, fp
     if cut or (damaged and frames):
         claim = f"says it has {says} frames, but only" if says else "is damaged: only the first"
         raise ValueError(
-            f"{path} {claim} {_count_by_decoding(path)[0]} can be read: copy the file again, or convert it to H.264"
+            f"{path} {claim} {len(_times_by_decoding(path)[0])} can be read: copy the file again, or convert it to H.264"
         )
 
 
@@ -410,15 +467,17 @@ def _count_packets(path: Path, **options: str) -> int:
         return sum(bool(packet.size) and not packet.is_corrupt for packet in packets)
 
 
-def _count_by_decoding(path: Path) -> tuple[int, bool]:
-    """Displayed frames up to the end or the first damage, and whether there was damage."""
-    count = 0
+def _times_by_decoding(path: Path) -> tuple[array[int], int, bool]:
+    """Timestamps of the displayed frames up to the end or the first damage, the last one's duration, and whether there
+    was damage."""
+    pts, last = array("q"), 0
     with _open(path) as container:
         for frame in _displayed(container, _video_stream(path, container)):
             if frame is None:
-                return count, True
-            count += 1
-    return count, False
+                return pts, last, True
+            pts.append(NO_TIMESTAMP if frame.pts is None else frame.pts)
+            last = frame.duration or 0
+    return pts, last, False
 
 
 def _first_frame(path: Path) -> av.VideoFrame:
@@ -455,11 +514,11 @@ def _numbered(path: Path, index: _Index, start: int) -> Iterator[tuple[int | Non
     """Decoded frames with their numbers, from a keyframe at or before frame ``start`` on."""
     with _open(path) as container:
         stream = _video_stream(path, container)
-        if not index.pts:
+        if not index.keyframes:
             yield from enumerate(_displayed(container, stream))
             return
         # Some containers seek by decoding time and land past the keyframe that was asked for: then from the beginning.
-        for keyframe in (index.keyframe_before(start), index.pts[0]):
+        for keyframe in (index.keyframe_before(start), index.times.pts[0]):
             container.seek(keyframe, stream=stream)
             frames = _displayed(container, stream)
             first = next(frames, None)
@@ -470,7 +529,7 @@ def _numbered(path: Path, index: _Index, start: int) -> Iterator[tuple[int | Non
             yield index.number(frame), frame
 
 
-def _read(path: Path, index: _Index, frames: range, size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+def _read(path: Path, index: _Index, frames: Sequence[int], size: tuple[int, int] | None) -> Iterator[np.ndarray]:
     last = index.info.frames - 1
     numbers = iter(frames)
     wanted = next(numbers, None)
@@ -535,16 +594,12 @@ def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer,
 
 
 def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
-    """The first audio stream's packets for mp4, cut off after ``seconds``.
-
-    Time 0 is where the file's first picture is shown; in a file without pictures, where its sound begins.
-    """
+    """The first audio stream's packets for mp4, cut off after ``seconds``."""
     with _open(path) as container:
         stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
         if stream is None:
             raise ValueError(f"{path} has no audio that can be read: give another file, or none")
-        starts = [first for first in (*container.streams.video, stream) if first.start_time is not None]
-        origin = starts[0].start_time * starts[0].time_base if starts else Fraction(0)
+        origin = _first_moment(path, container, stream)
         copied = stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS
         for packet in (_copied if copied else _as_aac)(container, stream, output, origin):
             start = packet.pts * packet.time_base
@@ -552,6 +607,17 @@ def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fr
                 return
             packet.duration = min(packet.duration, math.ceil((seconds - start) / packet.time_base))
             yield packet
+
+
+def _first_moment(path: Path, container: av.container.InputContainer, sound: av.AudioStream) -> Fraction:
+    """Seconds on the file's clock at which its first picture is shown; in one without pictures, where its sound begins.
+
+    That is not where the video stream begins: a recording may start with pictures that cannot be decoded.
+    """
+    first = _first_frame(path) if _moving_pictures(container) else None
+    if first is not None and first.pts is not None:
+        return first.pts * first.time_base
+    return Fraction((sound.start_time or 0) * sound.time_base)
 
 
 def _copied(
