@@ -80,7 +80,10 @@ def normalized_frames(
 
     The percentiles are those of these frames only, as in the released code: what the tail rule drops does not count.
     """
-    numbers = range(length)
+    return _normalized(signal, range(length), percentiles)
+
+
+def _normalized(signal: Signal, numbers: range, percentiles: tuple[float, float]) -> Iterator[np.ndarray]:
     low, high = global_percentiles(lambda: signal.disparity(numbers), percentiles)
     for disparity in signal.disparity(numbers):
         yield to_uint8(normalize(disparity, low, high))
@@ -101,6 +104,33 @@ def write_control(
         for grey in normalized_frames(signal, length, percentiles):
             writer.write(np.repeat(grey[..., None], 3, axis=-1))
     return Control("dense", True, (destination,), False, length, signal.width, signal.height)
+
+
+def write_control_per_clip(
+    signal: Signal, plan: ClipPlan, folder: Path, percentiles: tuple[float, float] = PERCENTILES
+) -> Control:
+    """The ablation «per clip» (P1: «without global normalisation»): each clip by the percentiles of its own window.
+
+    Not for making videos: the clips disagree about depth, and the frame that two clips share has two different pictures, so
+    that each clip needs a file (``dense_00.mkv`` ..., lossless). Padding (tail rule ``"pad"``) repeats the last frame
+    and does not count for the percentiles.
+
+    Raises:
+        ValueError: as :func:`write_control`.
+    """
+    plan = plan.resolved(signal.frames)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = tuple(folder / f"dense_{clip:02d}.mkv" for clip in range(plan.clips))
+    for clip, path in enumerate(paths):
+        window = plan.control_frames(clip)
+        numbers = range(window.start, min(window.stop, plan.source_frames))
+        with VideoWriter(path, signal.width, signal.height, signal.fps, codec="lossless") as writer:
+            for grey in _normalized(signal, numbers, percentiles):
+                picture = np.repeat(grey[..., None], 3, axis=-1)
+                writer.write(picture)
+            for _ in range(plan.frames - len(numbers)):
+                writer.write(picture)
+    return Control("dense", True, paths, True, plan.frames, signal.width, signal.height)
 
 
 def _bits(frame: np.ndarray) -> np.ndarray:
