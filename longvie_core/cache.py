@@ -22,6 +22,7 @@ class ControlCache:
         self.folder = folder
         self.limit = limit
         self.used: set[Path] = set()
+        self.losses = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def entry(self, kind: str, *made_from: object, suffix: str = "") -> Path:
@@ -56,9 +57,12 @@ class ControlCache:
             excess -= sizes[path]
         return removed
 
-    def lost(self) -> bool:
-        """Whether something that this process made or used is gone, so that whoever remembers it has to make it again."""
-        return any(not path.exists() for path in self.used)
+    def forget_lost(self) -> int:
+        """How often something that this process had used was found gone, so far: whoever remembers it has to make it again."""
+        lost = {path for path in self.used if not path.exists()}
+        self.used -= lost
+        self.losses += bool(lost)
+        return self.losses
 
 
 def size_of(path: Path) -> int:

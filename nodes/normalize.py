@@ -52,3 +52,7 @@ class LongVieGlobalNormalize(io.ComfyNode):
         if destination.is_file():
             return io.NodeOutput(Control.from_video(destination, "dense"))
         return io.NodeOutput(write_control(signal, plan, destination, percentiles))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        return storage.cache_state()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -15,12 +17,15 @@ from comfy_api.latest import Input, InputImpl
 from safetensors.torch import load_file, save_file
 
 from ..longvie_core.autoregress import Carry
+from ..longvie_core.cache import GIB, ControlCache
 from ..longvie_core.clips import ClipPlan
 from ..longvie_core.files import write_atomically
+from ..longvie_core.framing import Footage
 from ..longvie_core.run import Run, check_run_name
 from ..longvie_core.video import VideoWriter, probe, read_frames, stretch
 
 MAX_FOLDER_NAME = 255
+DEFAULT_CACHE_GIB = 20
 
 
 def input_folder(name: str) -> Path:
@@ -29,15 +34,32 @@ def input_folder(name: str) -> Path:
     Raises:
         ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
     """
-    root = Path(folder_paths.get_input_directory()).resolve()
-    if "\0" in name or len(name) > MAX_FOLDER_NAME:
-        raise ValueError(f"folder {name[:MAX_FOLDER_NAME]!r} is no file name: choose a folder inside ComfyUI's input folder")
-    folder = (root / name).resolve()
-    if not name or not folder.is_relative_to(root) or folder == root:
-        raise ValueError(f"folder {name!r} is not inside ComfyUI's input folder: copy the clips into a folder there")
+    folder = _inside_input(name, "folder")
     if not folder.is_dir():
         raise ValueError(f"folder {name!r} does not exist in ComfyUI's input folder: copy the clips there")
     return folder
+
+
+def input_file(name: str) -> Path:
+    """A file inside ComfyUI's input folder.
+
+    Raises:
+        ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
+    """
+    file = _inside_input(name, "file")
+    if not file.is_file():
+        raise ValueError(f"file {name!r} does not exist in ComfyUI's input folder: copy it there")
+    return file
+
+
+def _inside_input(name: str, what: str) -> Path:
+    root = Path(folder_paths.get_input_directory()).resolve()
+    if "\0" in name or len(name) > MAX_FOLDER_NAME:
+        raise ValueError(f"{what} {name[:MAX_FOLDER_NAME]!r} is no file name: choose a {what} inside ComfyUI's input folder")
+    path = (root / name).resolve()
+    if not name or not path.is_relative_to(root) or path == root:
+        raise ValueError(f"{what} {name!r} is not inside ComfyUI's input folder: copy it there")
+    return path
 
 
 def clip_folders() -> list[str]:
@@ -59,16 +81,36 @@ def open_run(name: str) -> Run:
     return Run(folder)
 
 
-def cache_folder() -> Path:
-    """Where derived controls are kept: ``<user>/longvie/controls``."""
-    folder = Path(folder_paths.get_user_directory()) / "longvie" / "controls"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+@lru_cache(maxsize=1)
+def control_cache() -> ControlCache:
+    """Derived controls in ``<user>/longvie/controls``, at most ``LONGVIE_CACHE_GIB`` (20) of them."""
+    limit = float(os.environ.get("LONGVIE_CACHE_GIB", DEFAULT_CACHE_GIB))
+    return ControlCache(Path(folder_paths.get_user_directory()) / "longvie" / "controls", int(limit * GIB))
 
 
-def cached(kind: str, *made_from: object) -> Path:
-    """Where a control video that is made from these things is kept."""
-    return cache_folder() / f"{kind}_{hashlib.sha256(repr(made_from).encode()).hexdigest()}.mkv"
+def cached(kind: str, *made_from: object, suffix: str = ".mkv") -> Path:
+    """Where what is made from these things is kept; makes room for it first."""
+    path = control_cache().entry(kind, *made_from, suffix=suffix)
+    if not path.exists():
+        control_cache().trim()
+    return path
+
+
+def cache_state() -> str:
+    """Text that changes when a cached file that this process relies on was deleted: the host then has to make it again."""
+    return str(control_cache().forget_lost())
+
+
+def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPlan, fit: str) -> Footage:
+    """The driving video at the plan's rate and size, from a VIDEO or from an IMAGE batch at the plan's rate.
+
+    Raises:
+        ValueError: neither or both are connected.
+    """
+    if (video is None) == (images is None):
+        raise ValueError("connect the driving video to either video or images, not both and not neither")
+    path = image_file(images, plan.fps) if video is None else video_file(video)
+    return Footage.open(path, plan.fps, plan.width, plan.height, fit)
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:
