@@ -92,13 +92,17 @@ class Footage:
                 f"{self.path} has {self.frames} frames at {_rate(self.fps)} fps (0 .. {self.frames - 1}), but frame "
                 f"{numbers[-1]} was asked for"
             )
-        pace = _Pace.of(self.path)
-        if pace.length(self.fps) != self.frames:
+        if _Pace.of(self.path).length(self.fps) != self.frames:
             raise ValueError(f"{self.path} has changed since it was opened: queue the workflow again")
-        sources = array("q", (pace.shown(min(number, self.frames - 1) / self.fps) for number in numbers))
+        sources = self.source_frames(numbers)
         if self.fit == "stretch":
             return read_frames(self.path, sources, size=(self.width, self.height))
         return self._cropped(read_frames(self.path, sources), probe(self.path).pixel_aspect)
+
+    def source_frames(self, numbers: range) -> array[int]:
+        """Which frame of the file is shown at each of ``numbers``; numbers past the end give the last."""
+        pace = _Pace.of(self.path)
+        return array("q", (pace.shown(min(number, self.frames - 1) / self.fps) for number in numbers))
 
     def digest(self) -> str:
         """sha256 that changes when the file's bytes or a setting change."""
