@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..longvie_core.backends.comfy import require_host
 from .controls import LongVieControlFromVideo, LongVieControlPreview, LongVieLoadClips
+from .depth import LongVieDepthControl
 from .loop import LongVieClipLoop
 from .model import LongVieApplyControl, LongVieAttentionOverlay, LongVieLoadControl
 from .noise import LongVieUnifiedNoise
@@ -18,6 +19,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongVieClipPlan,
     LongVieLoadClips,
     LongVieControlFromVideo,
+    LongVieDepthControl,
     LongVieGlobalNormalize,
     LongVieControlPreview,
     LongVieUnifiedNoise,

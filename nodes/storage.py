@@ -34,7 +34,7 @@ def input_folder(name: str) -> Path:
     Raises:
         ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
     """
-    folder = _inside_input(name, "folder")
+    folder = _inside_input(name, "folder", "copy the clips into a folder there")
     if not folder.is_dir():
         raise ValueError(f"folder {name!r} does not exist in ComfyUI's input folder: copy the clips there")
     return folder
@@ -46,19 +46,19 @@ def input_file(name: str) -> Path:
     Raises:
         ValueError: it is not there, or it leads outside (absolute path, ``..``, link).
     """
-    file = _inside_input(name, "file")
+    file = _inside_input(name, "file", "copy it there")
     if not file.is_file():
         raise ValueError(f"file {name!r} does not exist in ComfyUI's input folder: copy it there")
     return file
 
 
-def _inside_input(name: str, what: str) -> Path:
+def _inside_input(name: str, what: str, mend: str) -> Path:
     root = Path(folder_paths.get_input_directory()).resolve()
     if "\0" in name or len(name) > MAX_FOLDER_NAME:
         raise ValueError(f"{what} {name[:MAX_FOLDER_NAME]!r} is no file name: choose a {what} inside ComfyUI's input folder")
     path = (root / name).resolve()
     if not name or not path.is_relative_to(root) or path == root:
-        raise ValueError(f"{what} {name!r} is not inside ComfyUI's input folder: copy it there")
+        raise ValueError(f"{what} {name!r} is not inside ComfyUI's input folder: {mend}")
     return path
 
 

@@ -22,6 +22,7 @@ from workflow import (
     RunFolder,
     add,
     copy_scene,
+    failure,
     film_scene,
     node_id,
     rejection,
@@ -40,29 +41,6 @@ from longvie_core.video import VideoWriter
 from longvie_core.wan import WanConfig, WanModel
 
 RUN = "bad input"
-REFUSALS = {"ValueError", "FileNotFoundError", "ManifestVersionError"}
-"""What a bad input may raise; anything else comes from inside, with a text for programmers."""
-
-
-def failure(host: Host, prompt: Prompt) -> tuple[str, str]:
-    """Run a prompt that must fail before the loop samples anything; returns the failing node's type and the text."""
-    before = clips_on_disk(host)
-    result = host.run(prompt, stop_sampling(host), timeout=120)
-    assert result.status == "error", result.status
-    assert result.messages("progress") == []
-    assert clips_on_disk(host) == before
-    assert result.error.exception_type.rpartition(".")[2] in REFUSALS, result.error
-    return result.error.node_type, result.error.exception_message
-
-
-def stop_sampling(host: Host) -> Callable[[str, dict], None]:
-    """An event handler that interrupts a prompt as soon as it samples: it should not have come so far."""
-
-    def on_event(kind: str, data: dict) -> None:
-        if kind == "progress":
-            host.interrupt(data["prompt_id"])
-
-    return on_event
 
 
 def refusal(host: Host, prompt: Prompt) -> str:
@@ -72,11 +50,6 @@ def refusal(host: Host, prompt: Prompt) -> str:
     except PromptRejected as rejected:
         return str(rejected)
     return f"{node}: {text}"
-
-
-def clips_on_disk(host: Host) -> set[Path]:
-    """The clips of all runs."""
-    return set((host.base / "output" / "longvie").glob("*/clip_*"))
 
 
 def assert_says(text: str, *words: str) -> None:

@@ -24,6 +24,7 @@ from workflow import (
     decode,
     latent,
     pictures,
+    preview,
     rendered_clips,
     run,
     shown,
@@ -218,12 +219,6 @@ def signal(host: Host, prompt: Prompt, values: np.ndarray, kind: str) -> list:
     np.save(host.base / "input" / name, values.astype("<f4"))
     frames, height, width = values.shape
     return add(prompt, "signal", "TestSignal", file=name, kind=kind, frames=frames, height=height, width=width)
-
-
-def preview(prompt: Prompt, control: list, plan: list, clip: int, frames: int = FRAMES, key: str = "preview") -> str:
-    """Add a control preview and a node that saves it; returns the id of the latter."""
-    link = add(prompt, f"{key} images", "LongVieControlPreview", control=control, plan=plan, clip=clip, frames=frames)
-    return add(prompt, key, "SaveImage", images=link, filename_prefix="preview")[0]
 
 
 @pytest.mark.parametrize("kind", ["disparity", "depth"])

@@ -7,6 +7,7 @@ import json
 import shutil
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +31,9 @@ SCENE = "scene"
 """Folder with the control clips that the tests share; a test that changes them works on a copy (`copy_scene`)."""
 REPORT = "report"
 """Node that shows the loop's report."""
+
+REFUSALS = {"ValueError", "FileNotFoundError", "ManifestVersionError"}
+"""What a bad input may raise; anything else comes from inside, with a text for programmers."""
 
 Prompt = dict[str, dict[str, Any]]
 
@@ -116,6 +120,38 @@ def rejection(host: Host, prompt: Prompt) -> str:
     except PromptRejected as refusal:
         return str(refusal)
     raise AssertionError(f"the host accepted the prompt: {result.status}, {result.error}")
+
+
+def preview(prompt: Prompt, control: list, plan: list, clip: int, frames: int = FRAMES, key: str = "preview") -> str:
+    """Add a control preview and a node that saves it; returns the id of the latter."""
+    link = add(prompt, f"{key} images", "LongVieControlPreview", control=control, plan=plan, clip=clip, frames=frames)
+    return add(prompt, key, "SaveImage", images=link, filename_prefix="preview")[0]
+
+
+def clips_on_disk(host: Host) -> set[Path]:
+    """The clips of all runs."""
+    return set((host.base / "output" / "longvie").glob("*/clip_*"))
+
+
+def failure(host: Host, prompt: Prompt) -> tuple[str, str]:
+    """Run a prompt that must fail before the loop samples anything; returns the failing node's type and the text."""
+    before = clips_on_disk(host)
+    result = host.run(prompt, stop_sampling(host), timeout=120)
+    assert result.status == "error", result.status
+    assert result.messages("progress") == []
+    assert clips_on_disk(host) == before
+    assert result.error.exception_type.rpartition(".")[2] in REFUSALS, result.error
+    return result.error.node_type, result.error.exception_message
+
+
+def stop_sampling(host: Host) -> Callable[[str, dict], None]:
+    """An event handler that interrupts a prompt as soon as it samples: it should not have come so far."""
+
+    def on_event(kind: str, data: dict) -> None:
+        if kind == "progress":
+            host.interrupt(data["prompt_id"])
+
+    return on_event
 
 
 def loop_progress(prompt: Prompt, result: RunResult) -> list[tuple[int, int]]:

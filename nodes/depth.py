@@ -1,0 +1,197 @@
+"""Raw depth of a driving video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import comfy.utils
+from comfy_api.latest import io
+from comfy_extras.nodes_depth_anything_3 import DA3Geometry
+
+from ..longvie_core.clips import ClipPlan
+from ..longvie_core.control.depth import DepthMeter, DepthSource, copy_depth, extract_depth, temporal_flicker
+from ..longvie_core.control.depth_engines import AUX_NETWORKS, DepthArray, ReadyDepthVideo
+from ..longvie_core.control.signal import KINDS, Signal
+from ..longvie_core.files import write_atomically
+from ..longvie_core.framing import FITS, Footage
+from . import engines, storage, types
+
+POLARITIES = {"near = white": "white", "near = black": "black"}
+
+
+class LongVieDepthControl(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongVieDepthControl",
+            display_name="LongVie Depth Control",
+            category="LongVie/control",
+            description="Raw depth of a driving video, streamed to disk and in one consistent scale. Give it to LongVie Global "
+            "Normalize. Nothing is downloaded: a missing model says which file to put where.",
+            search_aliases=["depth", "preprocessor", "depth anything", "midas", "zoe", "leres"],
+            inputs=[
+                types.Plan.Input("plan", tooltip="Size and rate: the video is resampled to the plan's frame rate."),
+                io.Video.Input("video", optional=True, tooltip="The driving video; for ready-made depth, the depth video."),
+                io.Image.Input(
+                    "images", optional=True, tooltip="The driving video (or ready-made depth) as images at the plan's rate."
+                ),
+                DA3Geometry.Input(
+                    "geometry", optional=True, tooltip="From the host's Run Depth Anything 3, for the engine 'DA3 geometry'."
+                ),
+                io.DynamicCombo.Input(
+                    "engine",
+                    tooltip="What sees the depth. Networks need their weights in models/geometry_estimation.",
+                    options=[
+                        io.DynamicCombo.Option(
+                            "Depth Anything 3",
+                            [
+                                model_input(engines.depth_files(), "Depth Anything 3 file in models/geometry_estimation."),
+                                io.Int.Input(
+                                    "resolution",
+                                    default=504,
+                                    min=140,
+                                    max=2520,
+                                    step=14,
+                                    tooltip="Longest side that the network sees, a multiple of 14.",
+                                ),
+                            ],
+                        ),
+                        io.DynamicCombo.Option("DA3 geometry", []),
+                        io.DynamicCombo.Option(
+                            "transformers",
+                            [
+                                model_input(
+                                    engines.transformers_folders(),
+                                    "Folder in models/geometry_estimation with a depth-estimation checkpoint of transformers.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "controlnet-aux",
+                            [
+                                io.Combo.Input("network", options=list(AUX_NETWORKS), tooltip="Which network the file is of."),
+                                model_input(engines.depth_files(), "Its weights in models/geometry_estimation."),
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "ready-made depth",
+                            [
+                                io.Combo.Input(
+                                    "polarity",
+                                    options=list(POLARITIES),
+                                    tooltip="Which end of your pictures is near. Wrong polarity is worse than no control.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "depth file",
+                            [
+                                io.String.Input(
+                                    "file",
+                                    default="depth.npy",
+                                    tooltip=".npy, .npz or .safetensors of [frames, height, width] in ComfyUI's input folder.",
+                                ),
+                                io.Combo.Input(
+                                    "kind",
+                                    options=list(KINDS),
+                                    tooltip="'disparity': larger = nearer. 'depth': distance, larger = farther.",
+                                ),
+                            ],
+                        ),
+                    ],
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    tooltip="'stretch' to the plan's size without crop, as the reference does, or 'crop' to keep proportions.",
+                ),
+            ],
+            outputs=[
+                types.Signal.Output("signal", tooltip="Raw depth for LongVie Global Normalize."),
+                io.String.Output("report", tooltip="What resampling made of the video, and how steady the depth is."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, plan, engine, fit, video=None, images=None, geometry=None) -> io.NodeOutput:
+        match engine["engine"]:
+            case "DA3 geometry":
+                if geometry is None:
+                    raise ValueError("the engine 'DA3 geometry' needs the input geometry: connect Run Depth Anything 3")
+                return copied(engines.GeometryDepth(geometry), plan, storage.tensor_sha256(geometry["depth"]))
+            case "depth file":
+                path = storage.input_file(engine["file"])
+                array = DepthArray(path, engine["kind"])
+                signal = array.signal(plan.fps)
+                if signal is not None:
+                    return io.NodeOutput(signal, f"{signal.frames} frames of {signal.width}x{signal.height}, used in place")
+                return copied(array, plan, path, storage.stamp(path))
+            case "ready-made depth" if images is not None:
+                near = POLARITIES[engine["polarity"]]
+                return copied(engines.ImageDepth(images, near), plan, storage.tensor_sha256(images), near)
+        footage = storage.footage(video, images, plan, fit)
+        if engine["engine"] == "ready-made depth":
+            near = POLARITIES[engine["polarity"]]
+            numbers = footage.source_frames(range(footage.frames))
+            return copied(ReadyDepthVideo(footage.path, near), plan, footage.digest(), near, numbers=numbers)
+        return extracted(footage, engine, plan)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        return storage.cache_state()
+
+
+def model_input(files: list[str], tooltip: str) -> io.Input:
+    """Choice of a weight file."""
+    return io.Combo.Input("model", options=files, tooltip=tooltip)
+
+
+def extracted(footage: Footage, choice: dict, plan: ClipPlan) -> io.NodeOutput:
+    """Depth by an engine, from the cache where it was extracted before."""
+
+    def extract(path: Path) -> tuple[Signal, list[str]]:
+        engine = engines.depth_engine(choice)
+        bar = comfy.utils.ProgressBar(footage.frames)
+        before = DepthMeter()
+        signal = extract_depth(
+            footage,
+            engine,
+            path,
+            lambda done, _: bar.update_absolute(done),
+            # Only metric depth has one scale already; all else is relative, Depth Anything 3's other models included.
+            align=engine.kind == "disparity" or "metric" not in engine.name.lower(),
+            before_alignment=before.add,
+        )
+        return signal, [*before.notes, f"{engine.name}: flicker {before.flicker:.4f} before alignment"]
+
+    return remembered(extract, [footage.summary(plan)], footage.digest(), sorted(choice.items()))
+
+
+def copied(source: DepthSource, plan: ClipPlan, *made_from: object, numbers: Iterable[int] | None = None) -> io.NodeOutput:
+    """Depth that the user already has, as a signal."""
+
+    def copy(path: Path) -> tuple[Signal, list[str]]:
+        return copy_depth(source, path, plan.fps, numbers), []
+
+    return remembered(copy, [], source.name, source.kind, plan.fps, made_from)
+
+
+def remembered(make: Callable[[Path], tuple[Signal, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
+    """A signal and a report, made by ``make`` unless the cache has them."""
+    folder = storage.cached("depth", *made_from, suffix="")
+    record = folder / "signal.json"
+    if not record.is_file():
+        folder.mkdir(exist_ok=True)
+        signal, made_notes = make(folder / "depth.npy")
+        made_notes.append(f"{signal.frames} frames of {signal.width}x{signal.height}, flicker {temporal_flicker(signal):.4f}")
+        fields = {**asdict(signal), "path": signal.path.name, "fps": str(signal.fps)}
+        text = json.dumps({"signal": fields, "notes": made_notes})
+        write_atomically(record, lambda part: part.write_text(text, encoding="utf-8"))
+    stored = json.loads(record.read_text(encoding="utf-8"))
+    fields = stored["signal"]
+    signal = Signal(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
+    return io.NodeOutput(signal, "\n".join([*notes, *stored["notes"]]))

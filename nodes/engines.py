@@ -1,0 +1,115 @@
+"""Depth engines that run on the host's own models, and what the host's sockets carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import numpy as np
+import torch
+from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
+
+from ..longvie_core.control.depth_engines import AuxDepth, TransformersDepth, grey_disparity
+
+DEPTH_MODELS = "geometry_estimation"
+"""The host's model folder for depth networks."""
+
+NONE_FOUND = "(none found)"
+
+
+class HostDepthAnything3:
+    """:class:`~longvie_core.control.depth.DepthEngine` on the host's Depth Anything 3 nodes; its raw depth, un-normalised."""
+
+    kind, window, overlap = "depth", 1, 0
+
+    def __init__(self, file: str, resolution: int) -> None:
+        self.name = file
+        self.resolution = resolution
+        (self.model,) = LoadDA3Model.execute(file, "default").result
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(frames).float().div_(255)
+        mode = {"mode": "mono"}
+        (geometry,) = DA3Inference.execute(self.model, images, self.resolution, "upper_bound_resize", mode).result
+        return np.stack(list(GeometryDepth(geometry).read(range(len(frames)))))
+
+
+class GeometryDepth:
+    """:class:`~longvie_core.control.depth.DepthSource` of a DA3_GEOMETRY; where the network sees sky, depth is infinite."""
+
+    kind = "depth"
+    name = "DA3_GEOMETRY"
+
+    def __init__(self, geometry: dict) -> None:
+        self.depth: torch.Tensor = geometry["depth"]
+        self.sky: torch.Tensor | None = geometry.get("sky")
+        self.frames = len(self.depth)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        for number in numbers:
+            depth = self.depth[number].float().cpu()
+            if self.sky is not None:
+                depth = torch.where(self.sky[number].cpu() > 0.5, torch.inf, depth)
+            yield depth.numpy()
+
+
+class ImageDepth:
+    """:class:`~longvie_core.control.depth.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
+
+    kind = "disparity"
+    name = "the depth images"
+
+    def __init__(self, images: torch.Tensor, near: str) -> None:
+        self.images = images
+        self.near = near
+        self.frames = len(images)
+
+    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        for number in numbers:
+            yield grey_disparity(self.images[number].cpu().numpy(), self.near, f"{self.name}: frame {number}")
+
+
+def depth_files() -> list[str]:
+    """Weight files of depth networks."""
+    return folder_paths.get_filename_list(DEPTH_MODELS) or [NONE_FOUND]
+
+
+def transformers_folders() -> list[str]:
+    """Folders of transformers checkpoints below the host's depth model folder."""
+    roots = [Path(root) for root in folder_paths.get_folder_paths(DEPTH_MODELS)]
+    found = {config.parent.relative_to(root).as_posix() for root in roots for config in root.glob("*/config.json")}
+    return sorted(found) or [NONE_FOUND]
+
+
+def depth_engine(choice: dict) -> object:
+    """The engine that the widgets describe.
+
+    Args:
+        choice: what the host passes for the ``engine`` widget.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file that is missing and where it belongs.
+    """
+    engine = choice["engine"]
+    file = choice.get("model")
+    if file == NONE_FOUND:
+        raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {MENDS[engine]}")
+    device = str(comfy.model_management.get_torch_device())
+    if engine == "Depth Anything 3":
+        return HostDepthAnything3(file, choice["resolution"])
+    if engine == "transformers":
+        folder = next(
+            root for root in map(Path, folder_paths.get_folder_paths(DEPTH_MODELS)) if (root / file / "config.json").is_file()
+        )
+        return TransformersDepth(folder / file, device=device)
+    return AuxDepth(choice["network"], Path(folder_paths.get_full_path_or_raise(DEPTH_MODELS, file)), device=device)
+
+
+MENDS = {
+    "Depth Anything 3": "put a Depth Anything 3 checkpoint such as da3_mono_large.safetensors there",
+    "transformers": "put a folder with config.json, preprocessor_config.json and model.safetensors of a depth-estimation "
+    "checkpoint (Depth-Anything-V2-Small-hf, for instance) there",
+    "controlnet-aux": "put dpt_hybrid-midas-501f0c75.pt (MiDaS), ZoeD_M12_N.pt (Zoe) or res101.pth (LeReS) there",
+}
