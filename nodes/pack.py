@@ -14,6 +14,7 @@ from .normalize import LongVieGlobalNormalize
 from .plan import LongVieClipPlan
 from .prompts import LongViePromptSchedule
 from .sampler import LongVieMultimodalSampler, LongVieSampleClip, LongVieSigmas
+from .tracks import LongVieTrackControl
 
 NODES: list[type[io.ComfyNode]] = [
     LongVieClipPlan,
@@ -21,6 +22,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongVieControlFromVideo,
     LongVieDepthControl,
     LongVieGlobalNormalize,
+    LongVieTrackControl,
     LongVieControlPreview,
     LongVieUnifiedNoise,
     LongVieSigmas,
