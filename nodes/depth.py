@@ -44,8 +44,10 @@ class LongVieDepthControl(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "engine",
-                    tooltip="What sees the depth. Networks need their weights in models/geometry_estimation.",
+                    tooltip="What sees the depth. 'parallax' needs no weights and is rough; a depth network is far better and "
+                    "needs its weights in models/geometry_estimation.",
                     options=[
+                        io.DynamicCombo.Option(engines.PARALLAX, []),
                         io.DynamicCombo.Option(
                             "Depth Anything 3",
                             [

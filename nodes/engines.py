@@ -12,11 +12,13 @@ import torch
 from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
 
 from ..longvie_core.control.depth_engines import AuxDepth, TransformersDepth, grey_disparity
+from ..longvie_core.control.parallax import ParallaxDepth
 
 DEPTH_MODELS = "geometry_estimation"
 """The host's model folder for depth networks."""
 
 NONE_FOUND = "(none found)"
+PARALLAX = "parallax (no weights)"
 
 
 class HostDepthAnything3:
@@ -93,6 +95,8 @@ def depth_engine(choice: dict) -> object:
         ValueError, FileNotFoundError: naming the file that is missing and where it belongs.
     """
     engine = choice["engine"]
+    if engine == PARALLAX:
+        return ParallaxDepth()
     file = choice.get("model")
     if file == NONE_FOUND:
         raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {MENDS[engine]}")

@@ -40,7 +40,7 @@ NOISE = 4.0
 BRIGHTNESS_SLACK, BRIGHTNESS_RANGE = 10.0, 60.0
 """Grey levels by which the mean may change freely, and by which it may change beyond that before nothing is alike."""
 
-TEXTURE_WEIGHT = 3.0
+TEXTURE_WEIGHT = 8.0
 """Squared grey levels a pixel: with this slope, a patch's own match and its neighbours' motion count the same."""
 
 LEAST_TEXTURE = 1.0
@@ -287,8 +287,8 @@ class LucasKanade:
 
         Args:
             frames: uint8 RGB ``[T, H, W, 3]``, T at least 1, any size.
-            points: ``[N, 2]``, x and y in pixels of frame 0; N may be 0. Points outside the picture are carried along, and may
-                come in.
+            points: ``[N, 2]``, x and y in pixels of frame 0; N may be 0. Points outside the picture have nothing to be known
+                by: they are carried along with the others, and never visible.
 
         Raises:
             ValueError: frames or points of another shape or type, or points that are not finite.
@@ -344,10 +344,9 @@ class _Run:
         place, followed = self._flow(frame)
         motion = self._local_motion(frame, place, followed)
         start = np.where(followed[:, None], place, motion.place)
-        found = self._matched(frame, start, motion)
-        self.xy[frame], self.visible[frame] = np.where(found.matched[:, None], found.xy, start), found.matched
-        self.visible[frame] &= self._inside(self.xy[frame])
-        self.similarity[frame] = found.similarity
+        xy, matched, self.similarity[frame] = self._matched(frame, start, motion)
+        self.xy[frame] = np.where(matched[:, None], xy, start)
+        self.visible[frame] = matched & self._inside(self.xy[frame])
         self.seen[self.visible[frame]] = frame
         off = np.linalg.norm(self.xy[frame] - motion.place, axis=1)
         self.sure[frame] = self.visible[frame] & followed & (off < RENEW_AGREEMENT)
@@ -374,7 +373,7 @@ class _Run:
         count = len(place)
         points, anchors = np.arange(count), np.flatnonzero(followed)
         if not len(anchors):
-            return _Motion(place, np.tile(np.eye(2), (count, 1, 1)))
+            return _Motion(place, np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 0)))
         near = min(self.settings.neighbours + 1, len(anchors))
         distance, nearest = KDTree(self.xy[0, anchors]).query(self.xy[0], k=range(1, near + 1))
         nearest = anchors[nearest]
@@ -391,32 +390,36 @@ class _Run:
         lost = np.flatnonzero(~followed)
         if len(lost):
             weight = np.maximum(closeness * there * common.agreement**2, HOLD_WEIGHT * closeness)[lost]
-            carried = _fit_motion(origin[lost], source[lost], place[nearest[lost]], weight, own[lost], HOLD_WEIGHT**2)
-            common.place[lost], common.linear[lost] = carried.place, carried.linear
-        reach = np.abs(common.place - self.size / 2) < 3 * self.size  # an extrapolation may run away; a place stays a number
-        return _Motion(np.where(reach, common.place, place), _tamed(common.linear))
+            carried = _fit_motion(origin[lost], source[lost], place[nearest[lost]], weight, place[lost], HOLD_WEIGHT**2)
+            _put(carried, common, lost)
+        common.linear[:] = _tamed(common.linear)
+        far = np.any(np.abs(common.place - self.size / 2) > 3 * self.size, axis=1)  # an extrapolation may run away
+        common.place[far] = place[far]
+        return common
 
-    def _matched(self, frame: int, start: np.ndarray, motion: _Motion) -> _Found:
-        """Templates searched for around ``start`` [N, 2]."""
-        count = len(start)
-        active = self.visible[frame - 1]
-        found = _Match(start.copy(), np.zeros(count, bool), np.zeros(count, np.float32), np.zeros((count, 2, 2)))
-        inside = np.flatnonzero(self._inside(start))
-        self._search(frame, inside, start[inside], motion, 1).put(found, inside)
-        lost = inside[~active[inside]]
+    def _matched(self, frame: int, start: np.ndarray, motion: _Motion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places [N, 2] of the templates around ``start`` [N, 2], which of them match, and their similarity."""
+        count, active = len(start), self.visible[frame - 1]
+        best = _Match(start.copy(), np.zeros(count, bool), np.zeros(count, np.float32), np.zeros((count, 2, 2)))
+        possible = self._inside(start) & self.visible[self.base, np.arange(count)]
+        which = np.flatnonzero(possible)
+        _put(self._search(frame, which, start[which], motion, 1), best, which)
+        lost = np.flatnonzero(possible & ~active)
         wide = self._search(frame, lost, start[lost], motion, COARSE)
         again = self._search(frame, lost, wide.xy, motion, 1)
-        better = again.found & (again.similarity > found.similarity[lost])
-        again.take(better).put(found, lost[better])
+        better = again.found & (again.similarity > best.similarity[lost])
+        _put(tuple(part[better] for part in again), best, lost[better])
 
-        flat = np.trace(found.structure, axis1=1, axis2=2) < LEAST_TEXTURE
-        found.xy[flat | ~found.found] = start[flat | ~found.found]
-        moved = np.linalg.norm(found.xy - start, axis=1)
-        matched = self._inside(start) & (found.found | flat) & (moved < np.where(active, MOST_CORRECTION, MOST_FIND))
-        matched &= found.similarity >= np.where(active, self.settings.keep, self.settings.find)
-        return _Found(_weighed(found.xy, motion.place, found.structure), matched, found.similarity)
+        flat = np.trace(best.structure, axis1=1, axis2=2) < LEAST_TEXTURE
+        unmoved = flat | ~best.found
+        best.xy[unmoved] = start[unmoved]
+        moved = np.linalg.norm(best.xy - start, axis=1)
+        matched = possible & (best.found | flat) & (moved < np.where(active, MOST_CORRECTION, MOST_FIND))
+        matched &= best.similarity >= np.where(active, self.settings.keep, self.settings.find)
+        return _weighed(best.xy, motion.place, best.structure), matched, best.similarity
 
     def _search(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
+        """Search for the templates of the points ``which`` around ``start`` [n, 2], with a sample every ``step`` pixels."""
         now, side, linear = self.greys[frame], self.settings.window, motion.linear[which]
         shift = self._kept_inside(which, start, linear, step)
         template = self.templates.sample(which, shift, linear, side + 2 * SLACK, step)
@@ -452,18 +455,11 @@ class _Run:
 
 
 class _Motion(NamedTuple):
-    """Where the local motion brings each point, float64 [N, 2], and its linear part [N, 2, 2]."""
+    """Affine motions: where they bring the points, float64 [N, 2], linear parts [N, 2, 2], neighbours' agreement [N, K]."""
 
     place: np.ndarray
     linear: np.ndarray
-
-
-class _Found(NamedTuple):
-    """Places [N, 2] of templates that matched [N], and their similarity [N]."""
-
-    xy: np.ndarray
-    matched: np.ndarray
-    similarity: np.ndarray
+    agreement: np.ndarray
 
 
 class _Match(NamedTuple):
@@ -474,28 +470,20 @@ class _Match(NamedTuple):
     similarity: np.ndarray
     structure: np.ndarray
 
-    def take(self, which: np.ndarray) -> _Match:
-        return _Match(*(part[which] for part in self))
 
-    def put(self, into: _Match, which: np.ndarray) -> None:
-        for part, whole in zip(self, into, strict=True):
-            whole[which] = part
-
-
-class _Fit(NamedTuple):
-    """A robust fit: as :class:`_Motion`, and how well each neighbour agrees, 0 .. 1, [N, K]."""
-
-    place: np.ndarray
-    linear: np.ndarray
-    agreement: np.ndarray
+def _put(part: tuple[np.ndarray, ...], whole: tuple[np.ndarray, ...], which: np.ndarray) -> None:
+    """Write the rows of each array of ``part`` to the rows ``which`` of its counterpart in ``whole``."""
+    for rows, into in zip(part, whole, strict=True):
+        into[which] = rows
 
 
 def _fit_motion(
     origin: np.ndarray, source: np.ndarray, target: np.ndarray, weight: np.ndarray, own: np.ndarray, own_weight: float
-) -> _Fit:
+) -> _Motion:
     """Affine motions ``target - place = linear @ (source - origin)``, each fitted to K neighbours and the point itself.
 
-    Least squares with Cauchy weights, repeated; the linear part is drawn towards the identity.
+    Least squares with Cauchy weights, repeated; the linear part is drawn towards the identity. A neighbour's agreement is its
+    last Cauchy weight, 0 .. 1.
 
     Args:
         origin, own: the points before and after, [N, 2].
@@ -516,7 +504,7 @@ def _fit_motion(
         motion = np.linalg.solve(normal, weighted @ moved)
         residual = np.linalg.norm(design @ motion - moved, axis=-1)
         agreement = 1 / (1 + (residual / CAUCHY) ** 2)
-    return _Fit(origin + motion[:, 0], np.eye(2) + motion[:, 1:].transpose(0, 2, 1), agreement[:, :-1])
+    return _Motion(origin + motion[:, 0], np.eye(2) + motion[:, 1:].transpose(0, 2, 1), agreement[:, :-1])
 
 
 def _tamed(linear: np.ndarray) -> np.ndarray:

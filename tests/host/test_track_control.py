@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from workflow import FRAMES, HEIGHT, WIDTH, Prompt, add, failure, node_id, pictures, preview, run, set_inputs, tiny_workflow
 
 from devtools.host import Host
@@ -79,6 +80,23 @@ def test_a_driving_video_becomes_a_generated_one(tiny_host: Host, drive: str) ->
     assert node_id(prompt, "LongVieClipLoop") in result.outputs
     info = probe(tiny_host.base / "output" / "longvie" / "driven" / "video.mp4")
     assert (info.frames, info.width, info.height) == (LENGTH, WIDTH, HEIGHT)
+
+
+def test_depth_without_weights_makes_near_things_darker(tiny_host: Host, drive: str) -> None:
+    prompt: Prompt = {}
+    plan, dense, _ = controls(prompt, drive)
+    del prompt["sparse"]
+    prompt["depth"]["inputs"] = {
+        "plan": plan,
+        "video": prompt["depth"]["inputs"]["video"],
+        "fit": "stretch",
+        "engine": "parallax (no weights)",
+    }
+    preview(prompt, dense, plan, 1)
+    grey = pictures(tiny_host, run(tiny_host, prompt), "preview")[..., 0]
+    disparity = np.load(tiny_host.base / "input" / "drive.npy")[:FRAMES]
+    # It is rough: the order of near and far must come out, not more.
+    assert np.corrcoef(rankdata(grey), rankdata(disparity))[0, 1] < -0.5
 
 
 def test_the_video_must_be_connected(tiny_host: Host, drive: str) -> None:
