@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .dual_control import DualControlConfig, torch_dual_control
+from .files import write_atomically
 
 OFFICIAL_PREFIX = "pipe.dual_controller."
 DEFAULT_HEAD_DIM = 128
@@ -321,19 +322,15 @@ def write_safetensors(out: Path, entries: Iterable[tuple[str, str, tuple[int, ..
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    part = out.with_name(out.name + ".part")
-    try:
-        with part.open("wb") as file:
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for key, entry in header.items():
                 if key != "__metadata__":
                     data = tensor(key).to(_DTYPES[entry["dtype"]]).contiguous()
                     file.write(data.flatten().view(torch.uint8).numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+
+    write_atomically(out, write)
 
 
 def main(arguments: list[str] | None = None) -> int:

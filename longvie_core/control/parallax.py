@@ -250,7 +250,7 @@ def _horizon(shot: _Shot) -> float:
     for number, horizon in enumerate(HORIZONS):
         disparity = _coarse(ground(shot.height, shot.width, horizon))
         cost[number] += np.mean([_fit_motion(shot.coarse_rays, disparity, pair)[1] for pair in pairs])
-    return 0.0
+    return float(HORIZONS[np.argmin(cost)])
 
 
 # --- things in front of the background --------------------------------------------------------------------------------

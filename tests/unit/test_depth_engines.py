@@ -26,6 +26,7 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange
 from safetensors.numpy import save_file
+from tiny_depth import tiny_depth_checkpoint
 
 from longvie_core.clips import ClipPlan
 from longvie_core.control import depth_engines
@@ -86,21 +87,8 @@ def assert_near_is_black(signal: Signal, truth: np.ndarray, folder: Path) -> Non
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Depth Anything with random weights."""
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTImageProcessor
-
     folder = tmp_path_factory.mktemp("models") / "Depth-Anything-Tiny"
-    backbone = Dinov2Config(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=56, out_indices=[1, 2, 3, 4],
-        reshape_hidden_states=False,
-    )  # fmt: skip
-    sizes = {"reassemble_hidden_size": 16, "neck_hidden_sizes": [8] * 4, "fusion_hidden_size": 8, "head_hidden_size": 4}
-    torch.manual_seed(0)
-    network = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **sizes))
-    for parameter in network.head.parameters():
-        torch.nn.init.uniform_(parameter)  # so that its rectifiers let something through
-    network.save_pretrained(folder)
-    size = {"height": 56, "width": 56}
-    DPTImageProcessor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(folder)
+    tiny_depth_checkpoint(folder)
     return folder
 
 
