@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     "step": "one model evaluation with control against the plain backbone",
     "controls": "memory and time of making controls, by length of the driving video",
+    "tracks": "point tracks against exact ones, and the time of drawing them",
 }
 
 

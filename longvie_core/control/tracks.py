@@ -66,6 +66,9 @@ RENEW_BELOW, RENEW_ABOVE = 0.85, 0.8
 RENEW_AGREEMENT = 0.7
 """Pixels between a point and its neighbours' motion, up to which its place is sure enough for a new template."""
 
+PIECE = 512
+"""Points whose patches are searched for at once: the arrays in work fit a core's cache, however many points there are."""
+
 NEARER = 0.05
 """Rise of z (0 = far, 1 = near) from one frame to the next that says that something came in front."""
 
@@ -420,6 +423,11 @@ class _Run:
 
     def _search(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
         """Search for the templates of the points ``which`` around ``start`` [n, 2], with a sample every ``step`` pixels."""
+        pieces = [slice(first, first + PIECE) for first in range(0, max(len(which), 1), PIECE)]
+        matches = [self._search_piece(frame, which[piece], start[piece], motion, step) for piece in pieces]
+        return _Match(*(np.concatenate(parts) for parts in zip(*matches, strict=True)))
+
+    def _search_piece(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
         now, side, linear = self.greys[frame], self.settings.window, motion.linear[which]
         shift = self._kept_inside(which, start, linear, step)
         template = self.templates.sample(which, shift, linear, side + 2 * SLACK, step)
@@ -573,13 +581,11 @@ def _sample(picture: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Square patches uint8 [n, side, side] at positions [n, 2, side * side], bilinear, edges repeated."""
     import cv2
 
-    count, pixels = len(xy), xy.shape[2]
-    patches = np.empty((count, pixels), np.uint8)
-    for first in range(0, count, 4096):  # OpenCV takes at most 32,766 rows
-        x, y = np.ascontiguousarray(xy[first : first + 4096].transpose(1, 0, 2))
-        patches[first : first + 4096] = cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    side = math.isqrt(pixels)
-    return patches.reshape(count, side, side)
+    side = math.isqrt(xy.shape[2])
+    if len(xy) == 0:
+        return np.zeros((0, side, side), np.uint8)
+    x, y = np.ascontiguousarray(xy.transpose(1, 0, 2))
+    return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, side, side)
 
 
 def _optical_flow(
