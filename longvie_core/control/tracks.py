@@ -345,90 +345,114 @@ class _Run:
     def step(self, frame: int) -> None:
         """Find all points in ``frame``; the frames before are done."""
         place, followed = self._flow(frame)
-        motion = self._local_motion(frame, place, followed)
-        start = np.where(followed[:, None], place, motion.place)
-        xy, matched, self.similarity[frame] = self._matched(frame, start, motion)
-        self.xy[frame] = np.where(matched[:, None], xy, start)
-        self.visible[frame] = matched & self._inside(self.xy[frame])
+        motion = self._steady_motion(frame, followed, place)
+        match = self._search(frame, followed, place[followed], motion, 1)
+        matched = self._take(frame, followed, place[followed], motion, match, self.settings.keep, MOST_CORRECTION)
+        off = np.linalg.norm(self.xy[frame, followed] - motion.place, axis=1)
+        self.sure[frame, followed] = matched & (off < RENEW_AGREEMENT)
+
+        lost = np.flatnonzero(~self.visible[frame])
+        motion = self._carried_motion(frame, lost, np.flatnonzero(self.visible[frame]))
+        self.xy[frame, lost] = motion.place
+        within = self._inside(motion.place)
+        lost, motion = lost[within], motion.of(within)
+        match = self._found_again(frame, lost, motion)
+        self._take(frame, lost, motion.place, motion, match, self.settings.find, MOST_FIND)
         self.seen[self.visible[frame]] = frame
-        off = np.linalg.norm(self.xy[frame] - motion.place, axis=1)
-        self.sure[frame] = self.visible[frame] & followed & (off < RENEW_AGREEMENT)
         self._renew_templates(frame)
 
     def _inside(self, xy: np.ndarray) -> np.ndarray:
         return np.all((xy >= -0.5) & (xy < self.size - 0.5), axis=-1)
 
     def _flow(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places [N, 2] of the points in ``frame`` by optical flow from the frame before, and which of them hold."""
-        places, followed = self.xy[frame - 1].copy(), np.zeros(self.xy.shape[1], bool)
+        """Places [N, 2] by optical flow from the frame before, and the numbers of the visible points that it could follow."""
+        place = self.xy[frame - 1].copy()
         active = np.flatnonzero(self.visible[frame - 1])
-        if len(active):
-            before, now = self.greys[frame - 1 : frame + 1]
-            there, arrived = _optical_flow(before, now, places[active], self.settings, self.settings.levels)
-            back, returned = _optical_flow(now, before, there, self.settings, self.settings.levels)
-            missed = np.linalg.norm(back - places[active], axis=1)
-            holds = arrived & returned & (missed < self.settings.forward_backward)
-            places[active[holds]], followed[active[holds]] = there[holds], True
-        return places, followed
+        if not len(active):
+            return place, active
+        before, now = self.greys[frame - 1 : frame + 1]
+        there, arrived = _optical_flow(before, now, place[active], self.settings, self.settings.levels)
+        back, returned = _optical_flow(now, before, there, self.settings, self.settings.levels)
+        missed = np.linalg.norm(back - place[active], axis=1)
+        holds = arrived & returned & (missed < self.settings.forward_backward) & self._inside(there)
+        place[active[holds]] = there[holds]
+        return place, active[holds]
 
-    def _local_motion(self, frame: int, place: np.ndarray, followed: np.ndarray) -> _Motion:
-        """Affine motion of each point's neighbourhood from its template's frame to ``frame``."""
-        count = len(place)
-        points, anchors = np.arange(count), np.flatnonzero(followed)
-        if not len(anchors):
-            return _Motion(place, np.tile(np.eye(2), (count, 1, 1)), np.zeros((count, 0)))
+    def _neighbours(self, which: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each point of ``which`` the nearest of ``anchors`` in frame 0, [n, K], and their weights."""
         near = min(self.settings.neighbours + 1, len(anchors))
-        distance, nearest = KDTree(self.xy[0, anchors]).query(self.xy[0], k=range(1, near + 1))
+        distance, nearest = KDTree(self.xy[0, anchors]).query(self.xy[0, which], k=range(1, near + 1))
         nearest = anchors[nearest]
-        origin, source = self.xy[self.base, points], self.xy[self.base[:, None], nearest]
         closeness = 1 / (1 + (distance / np.maximum(distance.mean(axis=1, keepdims=True), EPSILON)) ** 2)
-        closeness *= (nearest != points[:, None]) * np.maximum(self.visible[self.base[:, None], nearest], HOLD_WEIGHT)
+        known = self.visible[self.base[which, None], nearest]
+        return nearest, closeness * (nearest != which[:, None]) * np.maximum(known, HOLD_WEIGHT)
 
+    def _steady_motion(self, frame: int, which: np.ndarray, place: np.ndarray) -> _Motion:
+        """Motions from the templates' frames to ``place`` [N, 2] of points that could be followed."""
+        if not len(which):
+            return _still(place[which])
+        nearest, weight = self._neighbours(which, which)
+        base = self.base[which]
+        return _fit_motion(
+            self.xy[base, which], self.xy[base[:, None], nearest], place[nearest], weight, place[which], OWN_WEIGHT
+        )
+
+    def _carried_motion(self, frame: int, which: np.ndarray, anchors: np.ndarray) -> _Motion:
+        """Motions from the templates' frames to ``frame`` of lost points, with the visible ``anchors``."""
+        last = self.xy[frame - 1, which]
+        if not (len(which) and len(anchors)):
+            return _still(last)
+        nearest, weight = self._neighbours(which, anchors)
+        base = self.base[which]
+        origin, source = self.xy[base, which], self.xy[base[:, None], nearest]
         # First up to the frame in which the point itself was last there: it shows which neighbours move as it does.
-        known = np.where(followed, frame, np.maximum(self.seen - HINDSIGHT, self.base))
-        own = np.where(followed[:, None], place, self.xy[known, points])
-        target = np.where(followed[:, None, None], place[nearest], self.xy[known[:, None], nearest])
-        there = followed[:, None] | self.visible[known[:, None], nearest]
-        common = _fit_motion(origin, source, target, closeness * there, own, OWN_WEIGHT)
-        lost = np.flatnonzero(~followed)
-        if len(lost):
-            weight = np.maximum(closeness * there * common.agreement**2, HOLD_WEIGHT * closeness)[lost]
-            carried = _fit_motion(origin[lost], source[lost], place[nearest[lost]], weight, place[lost], HOLD_WEIGHT**2)
-            _put(carried, common, lost)
-        common.linear[:] = _tamed(common.linear)
-        far = np.any(np.abs(common.place - self.size / 2) > 3 * self.size, axis=1)  # an extrapolation may run away
-        common.place[far] = place[far]
-        return common
+        known = np.maximum(self.seen[which] - HINDSIGHT, base)
+        there = weight * self.visible[known[:, None], nearest]
+        past = _fit_motion(origin, source, self.xy[known[:, None], nearest], there, self.xy[known, which], OWN_WEIGHT)
+        alike = np.maximum(there * past.agreement**2, HOLD_WEIGHT * weight)
+        motion = _fit_motion(origin, source, self.xy[frame, nearest], alike, last, HOLD_WEIGHT**2)
+        far = np.any(np.abs(motion.place - self.size / 2) > 3 * self.size, axis=1)  # an extrapolation may run away
+        motion.place[far] = last[far]
+        return motion
 
-    def _matched(self, frame: int, start: np.ndarray, motion: _Motion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Places [N, 2] of the templates around ``start`` [N, 2], which of them match, and their similarity."""
-        count, active = len(start), self.visible[frame - 1]
-        best = _Match(start.copy(), np.zeros(count, bool), np.zeros(count, np.float32), np.zeros((count, 2, 2)))
-        possible = self._inside(start) & self.visible[self.base, np.arange(count)]
-        which = np.flatnonzero(possible)
-        _put(self._search(frame, which, start[which], motion, 1), best, which)
-        lost = np.flatnonzero(possible & ~active)
-        wide = self._search(frame, lost, start[lost], motion, COARSE)
-        again = self._search(frame, lost, wide.xy, motion, 1)
-        better = again.found & (again.similarity > best.similarity[lost])
-        _put(tuple(part[better] for part in again), best, lost[better])
+    def _found_again(self, frame: int, which: np.ndarray, motion: _Motion) -> _Match:
+        """Search for lost templates, also wider than for others."""
+        match = self._search(frame, which, motion.place, motion, 1)
+        wide = self._search(frame, which, motion.place, motion, COARSE)
+        again = self._search(frame, which, wide.xy, motion, 1)
+        better = again.found & (again.similarity > match.similarity)
+        for part, new in zip(match, again, strict=True):
+            part[better] = new[better]
+        return match
 
-        flat = np.trace(best.structure, axis1=1, axis2=2) < LEAST_TEXTURE
-        unmoved = flat | ~best.found
-        best.xy[unmoved] = start[unmoved]
-        moved = np.linalg.norm(best.xy - start, axis=1)
-        matched = possible & (best.found | flat) & (moved < np.where(active, MOST_CORRECTION, MOST_FIND))
-        matched &= best.similarity >= np.where(active, self.settings.keep, self.settings.find)
-        return _weighed(best.xy, motion.place, best.structure), matched, best.similarity
+    def _take(
+        self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, match: _Match, least: float, most: float
+    ) -> np.ndarray:
+        """Put the points ``which`` into ``frame``: where they match, or at ``start`` [n, 2]. Returns which of them match.
+
+        Args:
+            least: similarity of a match.
+            most: pixels between it and ``start``.
+        """
+        flat = np.trace(match.structure, axis1=1, axis2=2) < LEAST_TEXTURE
+        near = match.found & (np.linalg.norm(match.xy - start, axis=1) < most)
+        place = np.where((flat | ~match.found)[:, None], start, match.xy)
+        place = _weighed(place, motion.place, match.structure)
+        matched = (flat | near) & (match.similarity >= least) & self._inside(place)
+        matched &= self.visible[self.base[which], which]
+        self.xy[frame, which] = np.where(matched[:, None], place, start)
+        self.visible[frame, which] = matched
+        self.similarity[frame, which] = match.similarity
+        return matched
 
     def _search(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
         """Search for the templates of the points ``which`` around ``start`` [n, 2], with a sample every ``step`` pixels."""
         pieces = [slice(first, first + PIECE) for first in range(0, max(len(which), 1), PIECE)]
-        matches = [self._search_piece(frame, which[piece], start[piece], motion, step) for piece in pieces]
+        matches = [self._search_piece(frame, which[piece], start[piece], motion.linear[piece], step) for piece in pieces]
         return _Match(*(np.concatenate(parts) for parts in zip(*matches, strict=True)))
 
-    def _search_piece(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
-        now, side, linear = self.greys[frame], self.settings.window, motion.linear[which]
+    def _search_piece(self, frame: int, which: np.ndarray, start: np.ndarray, linear: np.ndarray, step: int) -> _Match:
+        now, side = self.greys[frame], self.settings.window
         shift = self._kept_inside(which, start, linear, step)
         template = self.templates.sample(which, shift, linear, side + 2 * SLACK, step)
         centre = start + shift
@@ -469,6 +493,10 @@ class _Motion(NamedTuple):
     linear: np.ndarray
     agreement: np.ndarray
 
+    def of(self, which: np.ndarray) -> _Motion:
+        """The motions of some of the points."""
+        return _Motion(*(part[which] for part in self))
+
 
 class _Match(NamedTuple):
     """What a search for templates gave: places [n, 2], whether it ended, similarity, and the templates' structure tensors."""
@@ -479,10 +507,9 @@ class _Match(NamedTuple):
     structure: np.ndarray
 
 
-def _put(part: tuple[np.ndarray, ...], whole: tuple[np.ndarray, ...], which: np.ndarray) -> None:
-    """Write the rows of each array of ``part`` to the rows ``which`` of its counterpart in ``whole``."""
-    for rows, into in zip(part, whole, strict=True):
-        into[which] = rows
+def _still(place: np.ndarray) -> _Motion:
+    """No motion to be known: points stay at their places [n, 2]."""
+    return _Motion(place, np.tile(np.eye(2), (len(place), 1, 1)), np.zeros((len(place), 0)))
 
 
 def _fit_motion(
@@ -512,7 +539,7 @@ def _fit_motion(
         motion = np.linalg.solve(normal, weighted @ moved)
         residual = np.linalg.norm(design @ motion - moved, axis=-1)
         agreement = 1 / (1 + (residual / CAUCHY) ** 2)
-    return _Motion(origin + motion[:, 0], np.eye(2) + motion[:, 1:].transpose(0, 2, 1), agreement[:, :-1])
+    return _Motion(origin + motion[:, 0], _tamed(np.eye(2) + motion[:, 1:].transpose(0, 2, 1)), agreement[:, :-1])
 
 
 def _tamed(linear: np.ndarray) -> np.ndarray:
