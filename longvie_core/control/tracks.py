@@ -43,14 +43,29 @@ BRIGHTNESS_SLACK, BRIGHTNESS_RANGE = 10.0, 60.0
 TEXTURE_WEIGHT = 8.0
 """Squared grey levels a pixel: with this slope, a patch's own match and its neighbours' motion count the same."""
 
+ASTRAY = 2.0
+"""Pixels between a match and its neighbours' motion at which that motion counts half."""
+
 LEAST_TEXTURE = 1.0
 """Squared grey levels a pixel: with less slope in all directions, a patch has nothing to match."""
 
-OWN_WEIGHT, HOLD_WEIGHT = 6.0, 1e-3
-"""Weight of a point's own motion among its neighbours' (at most 1 each), and of its last place where it has none."""
+OWN_WEIGHT = 6.0
+"""Weight of a point's own motion among its neighbours', each of them at most 1."""
+
+LEAST_WEIGHT, HOLD_WEIGHT = 1e-3, 1e-9
+"""Least factor of a neighbour's weight, and the weight of a point's last place where it has no neighbours to speak of."""
+
+ROUNDING = 0.5
+"""Grey levels: variation that 8 bits cannot show."""
+
+LEAST_TRUST = 0.01
+"""Weight of a point whose patch is nothing but noise, where 1 is that of one that stays the same from frame to frame."""
 
 CAUCHY = 0.7
 """Pixels off the common motion at which a neighbour counts half."""
+
+GRADIENT = 0.15
+"""Pixels a pixel by which motion may vary across a surface before the first fit takes a neighbour for part of another one."""
 
 FIT_ROUNDS = 4
 RIDGE = 0.005
@@ -328,7 +343,8 @@ class _Run:
     """One clip being tracked: all that is known of its points up to the frame reached.
 
     ``base`` ``[N]`` is the frame that each point's template comes from; ``seen`` ``[N]`` the frame in which it was last
-    visible; ``sure`` ``[T, N]`` whether its place agrees with its neighbours' motion.
+    visible; ``sure`` ``[T, N]`` whether its place agrees with its neighbours' motion; ``trust`` ``[N]`` how much its own motion
+    counts, 1 if its texture lasts, little if it is noise.
     """
 
     def __init__(self, settings: LucasKanade, greys: list[np.ndarray], points: np.ndarray) -> None:
@@ -339,7 +355,7 @@ class _Run:
         self.visible, self.sure = np.zeros((frames, count), bool), np.zeros((frames, count), bool)
         self.similarity = np.zeros((frames, count), np.float32)
         self.xy[0], self.visible[0], self.sure[0], self.similarity[0] = points, self._inside(points), self._inside(points), 1
-        self.base, self.seen = np.zeros(count, np.intp), np.zeros(count, np.intp)
+        self.base, self.seen, self.trust = np.zeros(count, np.intp), np.zeros(count, np.intp), np.ones(count)
         self.templates = _Templates(greys[0], points, settings.window)
 
     def step(self, frame: int) -> None:
@@ -385,7 +401,8 @@ class _Run:
         nearest = anchors[nearest]
         closeness = 1 / (1 + (distance / np.maximum(distance.mean(axis=1, keepdims=True), EPSILON)) ** 2)
         known = self.visible[self.base[which, None], nearest]
-        return nearest, closeness * (nearest != which[:, None]) * np.maximum(known, HOLD_WEIGHT)
+        weight = closeness * self.trust[nearest] * np.maximum(known, LEAST_WEIGHT)
+        return nearest, np.where(nearest == which[:, None], 0, weight)
 
     def _steady_motion(self, frame: int, which: np.ndarray, place: np.ndarray) -> _Motion:
         """Motions from the templates' frames to ``place`` [N, 2] of points that could be followed."""
@@ -393,9 +410,8 @@ class _Run:
             return _still(place[which])
         nearest, weight = self._neighbours(which, which)
         base = self.base[which]
-        return _fit_motion(
-            self.xy[base, which], self.xy[base[:, None], nearest], place[nearest], weight, place[which], OWN_WEIGHT
-        )
+        own = OWN_WEIGHT * self.trust[which]
+        return _fit_motion(self.xy[base, which], self.xy[base[:, None], nearest], place[nearest], weight, place[which], own)
 
     def _carried_motion(self, frame: int, which: np.ndarray, anchors: np.ndarray) -> _Motion:
         """Motions from the templates' frames to ``frame`` of lost points, with the visible ``anchors``."""
@@ -408,12 +424,10 @@ class _Run:
         # First up to the frame in which the point itself was last there: it shows which neighbours move as it does.
         known = np.maximum(self.seen[which] - HINDSIGHT, base)
         there = weight * self.visible[known[:, None], nearest]
-        past = _fit_motion(origin, source, self.xy[known[:, None], nearest], there, self.xy[known, which], OWN_WEIGHT)
-        alike = np.maximum(there * past.agreement**2, HOLD_WEIGHT * weight)
-        motion = _fit_motion(origin, source, self.xy[frame, nearest], alike, last, HOLD_WEIGHT**2)
-        far = np.any(np.abs(motion.place - self.size / 2) > 3 * self.size, axis=1)  # an extrapolation may run away
-        motion.place[far] = last[far]
-        return motion
+        own = OWN_WEIGHT * self.trust[which]
+        past = _fit_motion(origin, source, self.xy[known[:, None], nearest], there, self.xy[known, which], own)
+        alike = np.maximum(there * past.agreement**2, LEAST_WEIGHT * weight)
+        return _fit_motion(origin, source, self.xy[frame, nearest], alike, last, np.full(len(which), HOLD_WEIGHT))
 
     def _found_again(self, frame: int, which: np.ndarray, motion: _Motion) -> _Match:
         """Search for lost templates, also wider than for others."""
@@ -437,12 +451,13 @@ class _Run:
         flat = np.trace(match.structure, axis1=1, axis2=2) < LEAST_TEXTURE
         near = match.found & (np.linalg.norm(match.xy - start, axis=1) < most)
         place = np.where((flat | ~match.found)[:, None], start, match.xy)
-        place = _weighed(place, motion.place, match.structure)
+        place = _weighed(place, motion.place, match.structure * match.trust[:, None, None])
         matched = (flat | near) & (match.similarity >= least) & self._inside(place)
         matched &= self.visible[self.base[which], which]
         self.xy[frame, which] = np.where(matched[:, None], place, start)
         self.visible[frame, which] = matched
         self.similarity[frame, which] = match.similarity
+        self.trust[which[matched]] = match.trust[matched]
         return matched
 
     def _search(self, frame: int, which: np.ndarray, start: np.ndarray, motion: _Motion, step: int) -> _Match:
@@ -462,7 +477,8 @@ class _Run:
         offset, found = _offsets(lit, window, self.settings)
         match = _sample(now, _spread(centre + step * offset, np.eye(2), side, step))
         similarity = _similarity(template[inner], match)
-        return _Match(start + step * offset, found, similarity, _structure(template[inner]))
+        trust = np.maximum(np.maximum(_correlation(template[inner], match, ROUNDING), 0) ** 2, LEAST_TRUST)
+        return _Match(start + step * offset, found, similarity, trust, _structure(template[inner]))
 
     def _kept_inside(self, which: np.ndarray, start: np.ndarray, linear: np.ndarray, step: int) -> np.ndarray:
         """Offsets [n, 2] from the points to the centres of windows that stay inside both pictures, as far as that goes.
@@ -499,11 +515,13 @@ class _Motion(NamedTuple):
 
 
 class _Match(NamedTuple):
-    """What a search for templates gave: places [n, 2], whether it ended, similarity, and the templates' structure tensors."""
+    """What a search for templates gave: places [n, 2], whether it ended, similarity, trust, and the templates' structure
+    tensors."""
 
     xy: np.ndarray
     found: np.ndarray
     similarity: np.ndarray
+    trust: np.ndarray
     structure: np.ndarray
 
 
@@ -513,29 +531,31 @@ def _still(place: np.ndarray) -> _Motion:
 
 
 def _fit_motion(
-    origin: np.ndarray, source: np.ndarray, target: np.ndarray, weight: np.ndarray, own: np.ndarray, own_weight: float
+    origin: np.ndarray, source: np.ndarray, target: np.ndarray, weight: np.ndarray, own: np.ndarray, own_weight: np.ndarray
 ) -> _Motion:
     """Affine motions ``target - place = linear @ (source - origin)``, each fitted to K neighbours and the point itself.
 
-    Least squares with Cauchy weights, repeated; the linear part is drawn towards the identity. A neighbour's agreement is its
-    last Cauchy weight, 0 .. 1.
+    Least squares with Cauchy weights, repeated; the linear part is drawn towards the identity. Where a point's own motion is
+    known, those neighbours come first that moved much as it did: near the edge of a surface the others may be the majority. A
+    neighbour's agreement is its last Cauchy weight, 0 .. 1.
 
     Args:
         origin, own: the points before and after, [N, 2].
         source, target: their neighbours before and after, [N, K, 2].
-        weight: of the neighbours, [N, K]; that of the point itself is ``own_weight``.
+        weight, own_weight: of the neighbours [N, K] and of the points themselves [N].
     """
     before = np.concatenate([source - origin[:, None], np.zeros_like(origin)[:, None]], axis=1).astype(np.float64)
     moved = np.concatenate([target, own[:, None]], axis=1) - origin[:, None] - before
-    weight = np.concatenate([weight, np.full((len(origin), 1), own_weight)], axis=1)
+    weight = np.concatenate([weight, own_weight[:, None]], axis=1)
     design = np.concatenate([np.ones_like(before[..., :1]), before], axis=-1)
     spread = np.square(before).sum(axis=-1).mean(axis=1)
-    agreement = np.ones_like(weight)
+    apart = np.linalg.norm(moved - moved[:, -1:], axis=-1) / (CAUCHY + GRADIENT * np.linalg.norm(before, axis=-1))
+    agreement = np.where(own_weight[:, None] > HOLD_WEIGHT, 1 / (1 + apart**2), 1)
     for _ in range(FIT_ROUNDS):
         effective = weight * agreement
         weighted = (design * effective[..., None]).transpose(0, 2, 1)
         normal = weighted @ design
-        normal[:, [1, 2], [1, 2]] += (RIDGE * effective.sum(axis=1) * spread)[:, None] + 1e-12
+        normal[:, [1, 2], [1, 2]] += (RIDGE * effective.sum(axis=1) * spread)[:, None] + 1e-15
         motion = np.linalg.solve(normal, weighted @ moved)
         residual = np.linalg.norm(design @ motion - moved, axis=-1)
         agreement = 1 / (1 + (residual / CAUCHY) ** 2)
@@ -554,9 +574,14 @@ def _turned(linear: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _weighed(match: np.ndarray, motion: np.ndarray, structure: np.ndarray) -> np.ndarray:
-    """Places [N, 2] between neighbours' motion and own match: the more texture along a direction, the nearer to the match."""
-    share = np.linalg.solve(structure + TEXTURE_WEIGHT * np.eye(2), structure)
-    return motion + _turned(share, match - motion)
+    """Places [N, 2] between neighbours' motion and own match: the more texture along a direction, the nearer to the match.
+
+    The farther the match, the less the neighbours' motion counts: it belongs to something else then.
+    """
+    off = match - motion
+    doubt = 1 + np.square(off / ASTRAY).sum(axis=1)
+    prior = (TEXTURE_WEIGHT / doubt)[:, None, None] * np.eye(2)
+    return motion + _turned(np.linalg.solve(structure + prior, structure), off)
 
 
 # --- patches ----------------------------------------------------------------------------------------------------
@@ -659,21 +684,23 @@ def _as_bright_as(templates: np.ndarray, windows: np.ndarray, inner: tuple[slice
     return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
 
 
-def _similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Normalised cross-correlation [n] of patches [n, side, side], 1 = same, less where the brightness differs much.
-
-    Variation below :data:`NOISE` counts as common to both: two flat patches are alike, a flat and a textured one are not.
-    """
+def _correlation(first: np.ndarray, second: np.ndarray, noise: float) -> np.ndarray:
+    """Normalised cross-correlation [n] of patches [n, side, side], where variation below ``noise`` counts as common to both:
+    two flat patches are alike, a flat and a textured one are not."""
     inside = (1, 2)
     one, other = first.astype(np.float32), second.astype(np.float32)
-    brightness = np.abs(other.mean(inside) - one.mean(inside))
     one -= one.mean(inside, keepdims=True)
     other -= other.mean(inside, keepdims=True)
-    floor = np.float32(NOISE**2)
+    floor = np.float32(noise**2)
     spread = (np.square(one).mean(inside) + floor) * (np.square(other).mean(inside) + floor)
-    correlation = ((one * other).mean(inside) + floor) / np.sqrt(spread)
+    return ((one * other).mean(inside) + floor) / np.sqrt(spread)
+
+
+def _similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How alike patches [n, side, side] are, 1 = same: their correlation, less where the brightness differs much."""
+    brightness = np.abs(second.mean(axis=(1, 2)) - first.mean(axis=(1, 2)))
     excess = np.maximum(brightness - BRIGHTNESS_SLACK, 0) / BRIGHTNESS_RANGE
-    return correlation * np.maximum(1 - excess**2, 0)
+    return _correlation(first, second, NOISE) * np.maximum(1 - excess**2, 0)
 
 
 def _structure(patches: np.ndarray) -> np.ndarray:
