@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import comfy.utils
+import torch
 from comfy_api.latest import io
 
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.control.render import STYLES
-from ..longvie_core.control.tracks import LucasKanade, write_tracks
+from ..longvie_core.control.tracks import FlowTracker, LucasKanade, Tracker, write_given_tracks, write_tracks
 from ..longvie_core.framing import FITS
-from . import storage, types
-
-ENGINES = {"Lucas-Kanade": LucasKanade}
+from . import engines, storage, types
 
 
 class LongVieTrackControl(io.ComfyNode):
@@ -23,23 +22,45 @@ class LongVieTrackControl(io.ComfyNode):
             category="LongVie/control",
             description="Follows a grid of points through each clip, anew from the clip's first frame, and draws them as the "
             "coloured rectangles that LongVie was trained on. Their depth comes from the dense control.",
-            search_aliases=["tracks", "optical flow", "spatialtracker", "lucas-kanade"],
+            search_aliases=["tracks", "optical flow", "spatialtracker", "lucas-kanade", "raft", "cotracker"],
             inputs=[
                 types.Plan.Input("plan", tooltip="How the video is cut into clips."),
                 types.Control.Input("dense", tooltip="The dense control of the same video: the points' depth comes from it."),
-                io.Video.Input("video", optional=True, tooltip="The driving video."),
+                io.Video.Input("video", optional=True, tooltip="The driving video. The engine 'TRACKS' does not look at it."),
                 io.Image.Input("images", optional=True, tooltip="The driving video as images at the plan's rate, instead."),
-                io.Combo.Input(
+                io.Tracks.Input(
+                    "tracks",
+                    optional=True,
+                    tooltip="For the engine 'TRACKS': another tracker's points through the whole video, in pixels of the "
+                    "plan's size, at the plan's rate.",
+                ),
+                io.DynamicCombo.Input(
                     "engine",
-                    options=list(ENGINES),
-                    tooltip="What follows the points. 'Lucas-Kanade' needs no weights and always works.",
+                    tooltip="What follows the points. 'Lucas-Kanade' needs no weights and always works. 'RAFT' is a flow "
+                    "network for blurred pictures and large motion: it needs a file and a GPU. 'TRACKS' takes any other "
+                    "tracker's points.",
+                    options=[
+                        io.DynamicCombo.Option("Lucas-Kanade", []),
+                        io.DynamicCombo.Option(
+                            "RAFT",
+                            [
+                                io.Combo.Input(
+                                    "model",
+                                    options=engines.flow_files(),
+                                    tooltip="torchvision's raft_large in models/optical_flow.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option("TRACKS", []),
+                    ],
                 ),
                 io.Int.Input(
                     "grid",
                     default=50,
                     min=2,
                     max=200,
-                    tooltip="Points a side of the grid: the reference's code uses 50, the papers 70.",
+                    tooltip="Points a side of the grid: the reference's code uses 50, the papers 70. 'TRACKS' brings its own "
+                    "points.",
                 ),
                 io.Combo.Input(
                     "style",
@@ -52,31 +73,39 @@ class LongVieTrackControl(io.ComfyNode):
                     "fit",
                     options=list(FITS),
                     tooltip="'stretch' to the plan's size without crop, as the reference does, or 'crop' to keep proportions; "
-                    "the same as in Depth Control.",
+                    "the same as in Depth Control. 'TRACKS' are taken as they are.",
                 ),
             ],
             outputs=[types.Control.Output("sparse", tooltip="Sparse control: one picture set a clip.")],
         )
 
     @classmethod
-    def execute(cls, plan, dense, engine, grid, style, fit, video=None, images=None) -> io.NodeOutput:
+    def execute(cls, plan, dense, engine, grid, style, fit, video=None, images=None, tracks=None) -> io.NodeOutput:
         plan = check_controls(plan, dense, None)
-        footage = storage.footage(video, images, plan, fit)
-        digests = [dense.digest(plan, clip) for clip in range(plan.clips)]
-        folder = storage.cached("tracks", footage.digest(), engine, grid, style, plan, digests, suffix="")
+        drawn = [style, plan, *(dense.digest(plan, clip) for clip in range(plan.clips))]
         bar = comfy.utils.ProgressBar(plan.clips)
-        sparse = write_tracks(
-            footage,
-            dense,
-            plan,
-            ENGINES[engine](),
-            folder,
-            grid=grid,
-            style=style,
-            progress=lambda done, _: bar.update_absolute(done),
-        )
-        return io.NodeOutput(sparse)
+
+        def progress(done: int, _: int) -> None:
+            bar.update_absolute(done)
+
+        if engine["engine"] == "TRACKS":
+            given = engines.socket_tracks(tracks)
+            hashes = [storage.tensor_sha256(torch.from_numpy(part)) for part in (given.xy, given.visible)]
+            folder = storage.cached("tracks", "TRACKS", *hashes, *drawn, suffix="")
+            return io.NodeOutput(write_given_tracks(given, dense, plan, folder, style=style, progress=progress))
+        name, tracker = tracker_of(engine)
+        footage = storage.footage(video, images, plan, fit)
+        folder = storage.cached("tracks", footage.digest(), name, grid, *drawn, suffix="")
+        return io.NodeOutput(write_tracks(footage, dense, plan, tracker, folder, grid=grid, style=style, progress=progress))
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
         return storage.cache_state()
+
+
+def tracker_of(choice: dict) -> tuple[tuple, Tracker]:
+    """What names the tracker that the widgets describe, and the tracker."""
+    if choice["engine"] == "Lucas-Kanade":
+        return ("Lucas-Kanade",), LucasKanade()
+    path = engines.flow_file(choice["model"])
+    return ("RAFT", path, storage.stamp(path)), FlowTracker(engines.HostRaft(choice["model"]))

@@ -1,7 +1,8 @@
 """Point tracks of a clip from its pictures and its depth: followed, lifted to 3-D and drawn as the sparse control.
 
 P1 section 3.1 and P2 section 3.1 follow a regular grid of points per clip, from the clip's own first frame: over a whole minute
-the first frame's content leaves the picture. Any :class:`Tracker` may follow them; :class:`LucasKanade` needs no weights.
+the first frame's content leaves the picture. Any :class:`Tracker` may follow them: :class:`LucasKanade` needs no weights,
+:class:`FlowTracker` turns dense optical flow into tracks, and tracks that are there already need none (:func:`given_tracks`).
 
 Pixel centres lie at whole coordinates: a picture spans -0.5 .. width-0.5.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 from scipy.spatial import KDTree
 
 from ..clips import ClipPlan
@@ -83,6 +85,17 @@ RENEW_AGREEMENT = 0.7
 
 PIECE = 512
 """Points whose patches are searched for at once: the arrays in work fit a core's cache, however many points there are."""
+
+FLOW_SHARE, FLOW_SLACK = 0.01, 0.5
+"""Flow there and back may miss its start by this share of both flows' squared lengths, plus this, in squared pixels (Sundaram,
+Brox and Keutzer 2010)."""
+
+MOST_DRIFT = 6.0
+"""Pixels between two accounts of a point's place, the flow from frame to frame and the one straight from the first frame, up
+to which both mean the same point."""
+
+FEWEST_POINTS = 2
+"""What drawing needs: the rectangles' size is the points' distance."""
 
 NEARER = 0.05
 """Rise of z (0 = far, 1 = near) from one frame to the next that says that something came in front."""
@@ -153,23 +166,83 @@ def write_tracks(
         ValueError: footage or dense control too short or of another size than the plan; a setting out of range; a tracker that
             breaks its contract.
     """
-    if dense.modality != "dense":
-        raise ValueError(f"{dense.paths[0]} is a {dense.modality} control: points take their z from a dense one (depth)")
+    if footage.frames < plan.source_frames:
+        raise ValueError(
+            f"the driving video has {footage.frames} frames at {plan.fps} a second, but the plan and its depth have "
+            f"{plan.source_frames}: give the video that the depth comes from, or correct the plan's source length"
+        )
     plan = plan.resolved(footage.frames)
-    dense.window(plan, plan.clips - 1)  # too short a control is an error now, not after the clips before it
     points = reference_grid(plan.width, plan.height, grid)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"track_{clip:03d}.mkv" for clip in range(plan.clips)]
-    for clip, path in enumerate(paths):
-        if not path.is_file():
-            z = depth_to_z(np.stack(list(dense.window(plan, clip))), (plan.width, plan.height))
-            tracks = _followed(tracker, _pictures(footage, plan, clip), points)
-            with VideoWriter(path, plan.width, plan.height, plan.fps, codec="lossless") as writer:
-                for picture in draw_clip(hide_occluded(tracks, z), z, style):
-                    writer.write(picture)
-        if progress is not None:
-            progress(clip + 1, plan.clips)
-    return Control.from_clips(paths, "sparse")
+    return _write_clips(
+        lambda clip: _followed(tracker, _pictures(footage, plan, clip), points), dense, plan, folder, style, progress
+    )
+
+
+def write_given_tracks(
+    tracks: Tracks,
+    dense: Control,
+    plan: ClipPlan,
+    folder: Path,
+    *,
+    style: str = "reference",
+    progress: Callable[[int, int], object] | None = None,
+) -> Control:
+    """Draw tracks of the whole video, whoever followed them, as :func:`write_tracks` draws its own.
+
+    Each clip has those points that are visible inside the picture in the clip's own first frame.
+
+    Args:
+        tracks: of the whole video at the plan's rate and size, see :func:`given_tracks`; frames beyond the plan's are not read.
+
+    Raises:
+        ValueError: too few frames, or a clip in whose first frame fewer than 2 points are to be seen; and as
+            :func:`write_tracks`.
+    """
+    frames = len(tracks.xy)
+    plan = plan if plan.source_frames else plan.resolved(frames)
+    if frames < plan.output_frames:
+        raise ValueError(
+            f"the tracks have {frames} frames, but the plan's {plan.clips} clips need {plan.output_frames}: track the whole "
+            f"video at {plan.fps} frames per second, or shorten the plan's source length"
+        )
+    clips = [_cut(tracks, plan, clip) for clip in range(plan.clips)]
+    return _write_clips(clips.__getitem__, dense, plan, folder, style, progress)
+
+
+def given_tracks(path: np.ndarray, visibility: np.ndarray | None) -> Tracks:
+    """Another tracker's result, checked.
+
+    Args:
+        path: ``[T, N, 2]``, x and y in pixels.
+        visibility: ``[T, N]``, or one column or row for all; more than 0.5 (or true) is visible. None = always visible.
+
+    Raises:
+        ValueError: naming the array and what is wrong with it.
+    """
+    if path.ndim != 3 or path.shape[2] != 2:
+        raise ValueError(f"track_path has the shape {list(path.shape)}: give [frames, tracks, 2], x and y in pixels")
+    if path.size == 0:
+        raise ValueError(f"track_path has {path.shape[1]} tracks of {path.shape[0]} frames: there is nothing to draw")
+    broken = np.argwhere(~np.isfinite(path).all(axis=2))
+    if len(broken):
+        frame, track = broken[0]
+        raise ValueError(
+            f"track {track} is {path[frame, track].tolist()} in frame {frame}: give finite x and y, and mark in "
+            "track_visibility where a point is not seen"
+        )
+    if np.abs(path).max() <= 1:
+        raise ValueError(
+            "all of track_path lies between -1 and 1, as shares of the picture do: give x and y in pixels of the plan's size"
+        )
+    if visibility is None:
+        return Tracks(path.astype(np.float32), np.ones(path.shape[:2], bool))
+    frames, tracks = path.shape[:2]
+    if visibility.ndim != 2 or visibility.shape[0] not in (1, frames) or visibility.shape[1] not in (1, tracks):
+        raise ValueError(
+            f"track_visibility has the shape {list(visibility.shape)}, but track_path {list(path.shape)}: give "
+            f"[{frames}, {tracks}], frames and tracks"
+        )
+    return Tracks(path.astype(np.float32), np.array(np.broadcast_to(visibility > 0.5, (frames, tracks))))
 
 
 def draw_clip(tracks: Tracks, z: np.ndarray, style: str = "reference") -> Iterator[np.ndarray]:
@@ -228,6 +301,46 @@ def _z_at(xy: np.ndarray, z: np.ndarray) -> np.ndarray:
         raise ValueError(f"the tracks have {len(xy)} frames, but the depth has {len(z)}: give both of the same clip")
     column, row = (np.clip(np.rint(xy[..., axis]), 0, z.shape[2 - axis] - 1).astype(np.intp) for axis in (0, 1))
     return z[np.arange(len(z))[:, None], row, column]
+
+
+def _write_clips(
+    tracks_of: Callable[[int], Tracks],
+    dense: Control,
+    plan: ClipPlan,
+    folder: Path,
+    style: str,
+    progress: Callable[[int, int], object] | None,
+) -> Control:
+    """Draw each clip's tracks, with z from the dense control, unless its file is there."""
+    if dense.modality != "dense":
+        raise ValueError(f"{dense.paths[0]} is a {dense.modality} control: points take their z from a dense one (depth)")
+    dense.window(plan, plan.clips - 1)  # too short a control is an error now, not after the clips before it
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"track_{clip:03d}.mkv" for clip in range(plan.clips)]
+    for clip, path in enumerate(paths):
+        if not path.is_file():
+            z = depth_to_z(np.stack(list(dense.window(plan, clip))), (plan.width, plan.height))
+            tracks = tracks_of(clip)
+            with VideoWriter(path, plan.width, plan.height, plan.fps, codec="lossless") as writer:
+                for picture in draw_clip(hide_occluded(tracks, z), z, style):
+                    writer.write(picture)
+        if progress is not None:
+            progress(clip + 1, plan.clips)
+    return Control.from_clips(paths, "sparse")
+
+
+def _cut(tracks: Tracks, plan: ClipPlan, clip: int) -> Tracks:
+    """A clip's part of tracks of the whole video: the points that are there in its first frame."""
+    frames = np.minimum(plan.control_frames(clip), plan.source_frames - 1)
+    visible = tracks.visible[frames] & _within(tracks.xy[frames], (plan.width, plan.height))
+    there = np.flatnonzero(visible[0])
+    if len(there) < FEWEST_POINTS:
+        raise ValueError(
+            f"{len(there)} of the {tracks.xy.shape[1]} tracks are visible inside {plan.width}x{plan.height} in frame "
+            f"{frames[0]}, where clip {clip + 1} starts: give at least {FEWEST_POINTS} there, better some thousand; let the "
+            "tracker start new points in that frame, or check that its pixels are those of the plan's size"
+        )
+    return Tracks(tracks.xy[frames][:, there], visible[:, there])
 
 
 def _pictures(footage: Video, plan: ClipPlan, clip: int) -> np.ndarray:
@@ -311,24 +424,18 @@ class LucasKanade:
         Raises:
             ValueError: frames or points of another shape or type, or points that are not finite.
         """
+        _check_frames(frames)
+        points = _checked_points(points)
         greys = _greys(frames)
-        points = np.asarray(points, np.float32)
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"points have the shape {list(points.shape)}: give [N, 2], x and y in pixels of frame 0")
-        broken = np.flatnonzero(~np.isfinite(points).all(axis=1))
-        if len(broken):
-            raise ValueError(f"point {broken[0]} is {points[broken[0]].tolist()}: give finite x and y")
         if len(points) == 0:
-            return Tracks(np.empty((len(greys), 0, 2), np.float32), np.empty((len(greys), 0), bool))
+            return _no_tracks(len(greys))
         run = _Run(self, greys, points)
         for frame in range(1, len(greys)):
             run.step(frame)
         return Tracks(run.xy, run.visible)
 
 
-def _greys(frames: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
-    import cv2
-
+def _check_frames(frames: Sequence[np.ndarray] | np.ndarray) -> None:
     if len(frames) == 0:
         raise ValueError("there are no frames to track points in: give at least 1")
     for number, frame in enumerate(frames):
@@ -336,26 +443,82 @@ def _greys(frames: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
             raise ValueError(f"frame {number} is {frame.dtype} {list(frame.shape)}: give uint8 RGB [height, width, 3]")
         if frame.shape != frames[0].shape:
             raise ValueError(f"frame {number} is {list(frame.shape)}, but frame 0 is {list(frames[0].shape)}: give one size")
+
+
+def _checked_points(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points, np.float32)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points have the shape {list(points.shape)}: give [N, 2], x and y in pixels of frame 0")
+    broken = np.flatnonzero(~np.isfinite(points).all(axis=1))
+    if len(broken):
+        raise ValueError(f"point {broken[0]} is {points[broken[0]].tolist()}: give finite x and y")
+    return points
+
+
+def _no_tracks(frames: int) -> Tracks:
+    return Tracks(np.empty((frames, 0, 2), np.float32), np.empty((frames, 0), bool))
+
+
+def _greys(frames: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+    import cv2
+
     return [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
 
 
-class _Run:
-    """One clip being tracked: all that is known of its points up to the frame reached.
+class _Followed:
+    """What is known of a clip's points up to the frame reached, and where their neighbours say that lost ones are.
 
-    ``base`` ``[N]`` is the frame that each point's template comes from; ``seen`` ``[N]`` the frame in which it was last
-    visible; ``sure`` ``[T, N]`` whether its place agrees with its neighbours' motion; ``trust`` ``[N]`` how much its own motion
-    counts, 1 if its texture lasts, little if it is noise.
+    ``base`` ``[N]`` is the frame that a point's motion counts from; ``seen`` ``[N]`` the frame in which it was last visible;
+    ``trust`` ``[N]`` how much its own motion counts, 1 if its texture lasts, little if it is noise.
+    """
+
+    def __init__(self, frames: int, size: tuple[int, int], points: np.ndarray, neighbours: int) -> None:
+        count = len(points)
+        self.size, self.neighbours = np.array(size), neighbours
+        self.xy, self.visible = np.zeros((frames, count, 2), np.float32), np.zeros((frames, count), bool)
+        self.xy[0], self.visible[0] = points, self._inside(points)
+        self.base, self.seen, self.trust = np.zeros(count, np.intp), np.zeros(count, np.intp), np.ones(count)
+
+    def _inside(self, xy: np.ndarray) -> np.ndarray:
+        return _within(xy, self.size)
+
+    def _neighbours(self, which: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each point of ``which`` the nearest of ``anchors`` in frame 0, [n, K], and their weights."""
+        near = min(self.neighbours + 1, len(anchors))
+        distance, nearest = KDTree(self.xy[0, anchors]).query(self.xy[0, which], k=range(1, near + 1))
+        nearest = anchors[nearest]
+        closeness = 1 / (1 + (distance / np.maximum(distance.mean(axis=1, keepdims=True), EPSILON)) ** 2)
+        known = self.visible[self.base[which, None], nearest]
+        weight = closeness * self.trust[nearest] * np.maximum(known, LEAST_WEIGHT)
+        return nearest, np.where(nearest == which[:, None], 0, weight)
+
+    def _carried_motion(self, frame: int, which: np.ndarray, anchors: np.ndarray) -> _Motion:
+        """Motions from their base frames to ``frame`` of lost points, with the visible ``anchors``."""
+        last = self.xy[frame - 1, which]
+        if not (len(which) and len(anchors)):
+            return _still(last)
+        nearest, weight = self._neighbours(which, anchors)
+        base = self.base[which]
+        origin, source = self.xy[base, which], self.xy[base[:, None], nearest]
+        # First up to the frame in which the point itself was last there: it shows which neighbours move as it does.
+        known = np.maximum(self.seen[which] - HINDSIGHT, base)
+        there = weight * self.visible[known[:, None], nearest]
+        own = OWN_WEIGHT * self.trust[which]
+        past = _fit_motion(origin, source, self.xy[known[:, None], nearest], there, self.xy[known, which], own)
+        alike = np.maximum(there * past.agreement**2, LEAST_WEIGHT * weight)
+        return _fit_motion(origin, source, self.xy[frame, nearest], alike, last, np.full(len(which), HOLD_WEIGHT))
+
+
+class _Run(_Followed):
+    """One clip being tracked by templates: ``base`` is the frame that each point's template comes from; ``sure`` ``[T, N]``
+    whether its place agrees with its neighbours' motion.
     """
 
     def __init__(self, settings: LucasKanade, greys: list[np.ndarray], points: np.ndarray) -> None:
+        super().__init__(len(greys), greys[0].shape[::-1], points, settings.neighbours)
         self.settings, self.greys = settings, greys
-        frames, count = len(greys), len(points)
-        self.size = np.array(greys[0].shape[::-1])
-        self.xy = np.zeros((frames, count, 2), np.float32)
-        self.visible, self.sure = np.zeros((frames, count), bool), np.zeros((frames, count), bool)
-        self.similarity = np.zeros((frames, count), np.float32)
-        self.xy[0], self.visible[0], self.sure[0], self.similarity[0] = points, self._inside(points), self._inside(points), 1
-        self.base, self.seen, self.trust = np.zeros(count, np.intp), np.zeros(count, np.intp), np.ones(count)
+        self.sure, self.similarity = np.zeros(self.visible.shape, bool), np.zeros(self.visible.shape, np.float32)
+        self.sure[0], self.similarity[0] = self.visible[0], 1
         self.templates = _Templates(greys[0], points, settings.window)
 
     def step(self, frame: int) -> None:
@@ -377,9 +540,6 @@ class _Run:
         self.seen[self.visible[frame]] = frame
         self._renew_templates(frame)
 
-    def _inside(self, xy: np.ndarray) -> np.ndarray:
-        return np.all((xy >= -0.5) & (xy < self.size - 0.5), axis=-1)
-
     def _flow(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """Places [N, 2] by optical flow from the frame before, and the numbers of the visible points that it could follow."""
         place = self.xy[frame - 1].copy()
@@ -394,16 +554,6 @@ class _Run:
         place[active[holds]] = there[holds]
         return place, active[holds]
 
-    def _neighbours(self, which: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each point of ``which`` the nearest of ``anchors`` in frame 0, [n, K], and their weights."""
-        near = min(self.settings.neighbours + 1, len(anchors))
-        distance, nearest = KDTree(self.xy[0, anchors]).query(self.xy[0, which], k=range(1, near + 1))
-        nearest = anchors[nearest]
-        closeness = 1 / (1 + (distance / np.maximum(distance.mean(axis=1, keepdims=True), EPSILON)) ** 2)
-        known = self.visible[self.base[which, None], nearest]
-        weight = closeness * self.trust[nearest] * np.maximum(known, LEAST_WEIGHT)
-        return nearest, np.where(nearest == which[:, None], 0, weight)
-
     def _steady_motion(self, frame: int, which: np.ndarray, place: np.ndarray) -> _Motion:
         """Motions from the templates' frames to ``place`` [N, 2] of points that could be followed."""
         if not len(which):
@@ -412,22 +562,6 @@ class _Run:
         base = self.base[which]
         own = OWN_WEIGHT * self.trust[which]
         return _fit_motion(self.xy[base, which], self.xy[base[:, None], nearest], place[nearest], weight, place[which], own)
-
-    def _carried_motion(self, frame: int, which: np.ndarray, anchors: np.ndarray) -> _Motion:
-        """Motions from the templates' frames to ``frame`` of lost points, with the visible ``anchors``."""
-        last = self.xy[frame - 1, which]
-        if not (len(which) and len(anchors)):
-            return _still(last)
-        nearest, weight = self._neighbours(which, anchors)
-        base = self.base[which]
-        origin, source = self.xy[base, which], self.xy[base[:, None], nearest]
-        # First up to the frame in which the point itself was last there: it shows which neighbours move as it does.
-        known = np.maximum(self.seen[which] - HINDSIGHT, base)
-        there = weight * self.visible[known[:, None], nearest]
-        own = OWN_WEIGHT * self.trust[which]
-        past = _fit_motion(origin, source, self.xy[known[:, None], nearest], there, self.xy[known, which], own)
-        alike = np.maximum(there * past.agreement**2, LEAST_WEIGHT * weight)
-        return _fit_motion(origin, source, self.xy[frame, nearest], alike, last, np.full(len(which), HOLD_WEIGHT))
 
     def _found_again(self, frame: int, which: np.ndarray, motion: _Motion) -> _Match:
         """Search for lost templates, also wider than for others."""
@@ -525,6 +659,11 @@ class _Match(NamedTuple):
     structure: np.ndarray
 
 
+def _within(xy: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Whether points [..., 2] are inside a picture of this width and height."""
+    return np.all((xy >= -0.5) & (xy < np.asarray(size) - 0.5), axis=-1)
+
+
 def _still(place: np.ndarray) -> _Motion:
     """No motion to be known: points stay at their places [n, 2]."""
     return _Motion(place, np.tile(np.eye(2), (len(place), 1, 1)), np.zeros((len(place), 0)))
@@ -582,6 +721,101 @@ def _weighed(match: np.ndarray, motion: np.ndarray, structure: np.ndarray) -> np
     doubt = 1 + np.square(off / ASTRAY).sum(axis=1)
     prior = (TEXTURE_WEIGHT / doubt)[:, None, None] * np.eye(2)
     return motion + _turned(np.linalg.solve(structure + prior, structure), off)
+
+
+# --- dense optical flow -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FlowTracker:
+    """Dense optical flow, a network's for example, made into tracks; equal flow gives equal tracks.
+
+    Each frame:
+
+    1. Visible points move with the flow from the frame before, read bilinearly, and are let go where the flow back does not
+       lead home.
+    2. The flow straight from the clip's first frame adds up no errors. Where it leads home, and to about the same place, its
+       place is taken. So few points drift, and what turns away from its first look is still followed.
+    3. Lost points move as their neighbours do that once moved as they did (as in :class:`LucasKanade`), and are found again
+       where the flow from the first frame leads home near there.
+
+    Attributes:
+        flow: from one uint8 RGB frame ``[H, W, 3]`` to another: float32 ``[H, W, 2]``, where each of its pixels has gone to, in
+            pixels to the right and down. It is asked four times a frame.
+        neighbours: how many the local motion is fitted to.
+    """
+
+    flow: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    neighbours: int = 12
+
+    def track(self, frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray) -> Tracks:
+        """Follow points through a clip.
+
+        Args:
+            frames: uint8 RGB ``[T, H, W, 3]``, T at least 1.
+            points: ``[N, 2]``, x and y in pixels of frame 0; those outside the picture go along and are never visible.
+
+        Raises:
+            ValueError: frames or points of another shape or type or not finite, or flow of another shape or not finite.
+        """
+        _check_frames(frames)
+        points = _checked_points(points)
+        if len(points) == 0:
+            return _no_tracks(len(frames))
+        run = _FlowRun(self, frames, points)
+        for frame in range(1, len(frames)):
+            run.step(frame)
+        return Tracks(run.xy, run.visible)
+
+
+class _FlowRun(_Followed):
+    """One clip being tracked by flow; all motion counts from frame 0."""
+
+    def __init__(self, settings: FlowTracker, frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray) -> None:
+        super().__init__(len(frames), frames[0].shape[1::-1], points, settings.neighbours)
+        self.flow, self.frames = settings.flow, frames
+
+    def step(self, frame: int) -> None:
+        """Find all points in ``frame``; the frames before are done."""
+        place, visible = self._moved(frame - 1, frame)
+        straight, home = self._moved(0, frame) if frame > 1 else (place, visible)
+        self._take(frame, np.arange(len(place)), place, visible)
+        self._take(frame, np.arange(len(place)), straight, home & visible & self._near(frame, straight))
+        lost = np.flatnonzero(~visible)
+        self.xy[frame, lost] = self._carried_motion(frame, lost, np.flatnonzero(visible)).place
+        self._take(frame, lost, straight[lost], (home & self._near(frame, straight))[lost])
+        self.seen[self.visible[frame]] = frame
+
+    def _take(self, frame: int, which: np.ndarray, place: np.ndarray, holds: np.ndarray) -> None:
+        """Put those of the points ``which`` that hold to their places [n, 2] in ``frame``."""
+        self.xy[frame, which[holds]] = place[holds]
+        self.visible[frame, which[holds]] = True
+
+    def _near(self, frame: int, place: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(place - self.xy[frame], axis=1) < MOST_DRIFT
+
+    def _moved(self, source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+        """Places [N, 2] in frame ``target`` by the flow from frame ``source``, and which were visible there and came home."""
+        start = self.xy[source]
+        there = _at_points(self._flow(source, target), start)
+        back = _at_points(self._flow(target, source), start + there)
+        missed = np.square(there + back).sum(axis=1)
+        allowed = FLOW_SHARE * (np.square(there).sum(axis=1) + np.square(back).sum(axis=1)) + FLOW_SLACK
+        return start + there, self.visible[source] & (missed < allowed) & self._inside(start + there)
+
+    def _flow(self, source: int, target: int) -> np.ndarray:
+        flow = self.flow(self.frames[source], self.frames[target])
+        wanted = (*self.frames[source].shape[:2], 2)
+        if flow.shape != wanted:
+            raise ValueError(f"the flow from frame {source} to {target} is {list(flow.shape)}: it must be {list(wanted)}")
+        if not np.isfinite(flow).all():
+            raise ValueError(f"the flow from frame {source} to {target} has values that are not finite: its weights are broken")
+        return flow
+
+
+def _at_points(flow: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Flow [N, 2] at points, bilinear; outside the picture, that of its edge."""
+    return np.stack([map_coordinates(part, xy.T[::-1], order=1, mode="nearest") for part in np.moveaxis(flow, -1, 0)], axis=1)
 
 
 # --- patches ----------------------------------------------------------------------------------------------------

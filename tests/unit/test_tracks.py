@@ -14,7 +14,17 @@ from scipy import ndimage
 from longvie_core.clips import ClipPlan
 from longvie_core.control.render import reference_grid, render_tracks
 from longvie_core.control.signal import Control
-from longvie_core.control.tracks import LucasKanade, Tracks, clip_points, draw_clip, hide_occluded, write_tracks
+from longvie_core.control.tracks import (
+    FlowTracker,
+    LucasKanade,
+    Tracks,
+    clip_points,
+    draw_clip,
+    given_tracks,
+    hide_occluded,
+    write_given_tracks,
+    write_tracks,
+)
 from longvie_core.video import VideoWriter, read_frames
 from longvie_core.world import grid_points, make_scene, render_frames, track
 
@@ -359,6 +369,154 @@ class TestUnusualInput:
             LucasKanade(**setting)
 
 
+class ExactFlow:
+    """Flow that is known: of the pictures of ``film``, by their numbers; notes which it was asked for."""
+
+    def __init__(self, frames: np.ndarray, places: Callable[[int, int], np.ndarray]) -> None:
+        self.number = {frame.tobytes(): number for number, frame in enumerate(frames)}
+        assert len(self.number) == len(frames)
+        self.places, self.asked = places, []
+
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        pair = self.number[first.tobytes()], self.number[second.tobytes()]
+        self.asked.append(pair)
+        return (self.places(*pair) - PIXELS[: first.shape[0], : first.shape[1]]).astype(np.float32)
+
+
+PIXELS = np.stack(np.meshgrid(np.arange(256), np.arange(256)), axis=-1).astype(float)
+
+
+def numbered(count: int) -> np.ndarray:
+    """Pictures that a known flow tells apart."""
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, HEIGHT, WIDTH, 3))
+
+
+def shifting(step: tuple[float, float], count: int = 12) -> ExactFlow:
+    """All goes ``step`` pixels a frame."""
+    return ExactFlow(numbered(count), lambda a, b: PIXELS[:HEIGHT, :WIDTH] + (b - a) * np.array(step))
+
+
+def passing_square(a: int, b: int) -> np.ndarray:
+    """A square 20 pixels wide that goes 5 pixels a frame over a picture that stands still."""
+    places = PIXELS[:HEIGHT, :WIDTH].copy()
+    places[20:40, max(0, 5 * a - 20) : 5 * a] += (5 * (b - a), 0)
+    return places
+
+
+class TestFlowTracker:
+    def test_world_with_exact_flow(self) -> None:
+        width, height, count = 128, 80, 17
+        scene, points = make_scene(0), grid_points(16, 10, width, height)
+        times = [number / 16 for number in range(count)]
+        pixels = PIXELS[:height, :width].reshape(-1, 2)
+        frames = np.stack([np.full((height, width, 3), number, np.uint8) for number in range(count)])
+        flow = ExactFlow(
+            frames, lambda a, b: track(scene, pixels, [times[a], times[b]], width, height).xy[1].reshape(height, width, 2)
+        )
+        truth, tracks = track(scene, points, times, width, height), FlowTracker(flow).track(frames, points)
+        wrong = errors(tracks, truth.xy)[1:][truth.visible[1:]]
+        assert np.median(wrong) < 0.02
+        assert np.percentile(wrong, 95) < 1
+        hits = (tracks.visible & truth.visible)[1:].sum()
+        assert 2 * hits / (tracks.visible[1:].sum() + truth.visible[1:].sum()) > 0.97
+
+    def test_flow_is_read_between_pixels(self) -> None:
+        bent = ExactFlow(numbered(2), lambda a, b: PIXELS[:HEIGHT, :WIDTH] * (1.02 if b > a else 1 / 1.02))
+        points = np.array([[30.25, 20.5], [10.75, 40.125]])
+        tracks = FlowTracker(bent).track(numbered(2), points)
+        np.testing.assert_allclose(tracks.xy[1], points * 1.02, atol=1e-4)
+        assert tracks.visible.all()
+
+    def test_errors_of_the_flow_do_not_add_up(self) -> None:
+        exact = shifting((1.0, 0.5))
+
+        def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            return exact(first, second) + np.float32(0.2 if second.max() > first.max() else -0.2)
+
+        points = grid_points(4, 3, 40, 30) + 5
+        tracks = FlowTracker(flow).track(numbered(12), points)
+        assert tracks.visible.all()
+        off = errors(tracks, points + np.arange(12)[:, None, None] * (1.0, 0.5))
+        np.testing.assert_allclose(off[1:], 0.2 * math.sqrt(2), atol=1e-3)
+
+    def test_chain_goes_on_where_the_first_frame_is_forgotten(self) -> None:
+        exact = shifting((1.5, 0.0))
+
+        def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            near = abs(int(first.max()) - int(second.max())) < 4
+            return exact(first, second) if near else np.full((HEIGHT, WIDTH, 2), 20, np.float32)
+
+        points = inner_grid()
+        tracks = FlowTracker(flow).track(numbered(12), points)
+        truth = points + np.arange(12)[:, None, None] * (1.5, 0)
+        assert tracks.visible.all()
+        assert errors(tracks, truth).max() < 1e-3
+
+    def test_a_look_alike_elsewhere_is_not_taken(self) -> None:
+        exact = shifting((0.5, 0.0))
+
+        def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            far = int(second.max()) - int(first.max())
+            return exact(first, second) + np.float32([12 * np.sign(far) * (abs(far) > 3), 0])
+
+        points = inner_grid()
+        tracks = FlowTracker(flow).track(numbered(12), points)
+        assert errors(tracks, points + np.arange(12)[:, None, None] * (0.5, 0)).max() < 1e-3
+
+    def test_what_passes_in_front_hides_and_points_are_found_again(self) -> None:
+        frames = numbered(19)
+        points = np.array([[x, y] for y in (8.0, 26.0, 33.0, 52.0) for x in (12.0, 33.0, 44.0, 57.0)])
+        tracks = FlowTracker(ExactFlow(frames, passing_square)).track(frames, points)
+        for frame in range(1, 19):
+            behind = (points[:, 0] > 5 * frame - 20) & (points[:, 0] < 5 * frame) & (abs(points[:, 1] - 29.5) < 10)
+            np.testing.assert_array_equal(tracks.visible[frame], ~behind, err_msg=f"frame {frame}")
+        assert errors(tracks, points).max() < 0.1
+
+    def test_lost_points_go_with_their_neighbours(self) -> None:
+        # The picture goes right behind a post that stands still.
+        def places(a: int, b: int) -> np.ndarray:
+            moved = PIXELS[:HEIGHT, :WIDTH] + ((b - a) * 2.0, 0)
+            moved[:, 50:58] = PIXELS[:HEIGHT, 50:58]
+            return moved
+
+        frames, points = numbered(10), grid_points(16, 12, 50, HEIGHT)
+        tracks = FlowTracker(ExactFlow(frames, places)).track(frames, points)
+        truth = points + np.arange(10)[:, None, None] * (2.0, 0)
+        behind = (truth[..., 0] > 51) & (truth[..., 0] < 56)
+        assert behind.sum() > 50 and not tracks.visible[behind].any()
+        assert errors(tracks, truth).max() < 0.5
+
+    def test_points_that_leave_are_not_visible(self) -> None:
+        flow = shifting((6.0, 0.0))
+        points = np.array([[80.0, 20.0], [20.0, 30.0], [-5.0, 30.0]])
+        tracks = FlowTracker(flow).track(numbered(12), points)
+        assert tracks.visible[:, 0].tolist() == [80 + 6 * frame < WIDTH - 0.5 for frame in range(12)]
+        assert not tracks.visible[:, 2].any()
+        assert tracks.visible[:, 1].all()
+
+    def test_one_frame_and_no_points_ask_for_no_flow(self) -> None:
+        flow = shifting((1, 1))
+        one = FlowTracker(flow).track(numbered(1), inner_grid())
+        assert one.xy.shape == (1, 96, 2) and one.visible.all()
+        none = FlowTracker(flow).track(numbered(3), np.empty((0, 2)))
+        assert (none.xy.shape, none.visible.shape, flow.asked) == ((3, 0, 2), (3, 0), [])
+
+    @pytest.mark.parametrize(
+        ("flow", "message"),
+        [
+            (np.zeros((2, HEIGHT, WIDTH), np.float32), r"flow from frame 0 to 1 is \[2, 64, 96\]: it must be \[64, 96, 2\]"),
+            (np.full((HEIGHT, WIDTH, 2), np.nan, np.float32), "flow from frame 0 to 1 has values that are not finite"),
+        ],
+    )
+    def test_errors_name_what_is_wrong(self, flow: np.ndarray, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            FlowTracker(lambda first, second: flow).track(numbered(2), inner_grid())
+        with pytest.raises(ValueError, match="no frames"):
+            FlowTracker(lambda first, second: flow).track(numbered(0), inner_grid())
+        with pytest.raises(ValueError, match="point 0 is .* give finite"):
+            FlowTracker(lambda first, second: flow).track(numbered(2), np.full((1, 2), np.inf))
+
+
 class TestDepth:
     @staticmethod
     def one(z: list[float], visible: list[int] | None = None) -> tuple[Tracks, np.ndarray]:
@@ -581,6 +739,10 @@ class TestWriteTracks:
             write_tracks(Footage(20), dense, PLAN, tracker, folder)
         with pytest.raises(ValueError, match=r"pictures are \[32, 64, 3\], but the plan wants 64x48"):
             write_tracks(Footage(9, height=32), dense, PLAN, tracker, folder)
+        with pytest.raises(
+            ValueError, match="the driving video has 11 frames at 16 a second, but the plan and its depth have 12"
+        ):
+            write_tracks(Footage(11), dense, ClipPlan(64, 48, 9, source_frames=12), tracker, folder)
         with pytest.raises(ValueError, match="control video has 5 frames, but one clip needs 9"):
             write_tracks(Footage(5), dense, PLAN, tracker, folder)
         with pytest.raises(ValueError, match="style"):
@@ -598,3 +760,97 @@ class TestWriteTracks:
 
         with pytest.raises(ValueError, match="the tracker gave positions .* for 36 points in 9 frames"):
             write_tracks(Footage(9), dense, PLAN, Short(), tmp_path / "t", grid=SIDE)
+
+
+def whole_video_tracks(frames: int) -> Tracks:
+    """The grid of :class:`Drifter`, followed to the video's end and started anew every 4 frames."""
+    start = reference_grid(PLAN.width, PLAN.height, SIDE)
+    paths, seen = [], []
+    for first in range(0, frames, 4):
+        paths.append(start + (np.arange(frames)[:, None, None] - first) * np.array([1, -0.5], np.float32))
+        seen.append(np.repeat(np.arange(frames)[:, None] >= first, len(start), axis=1))
+    return Tracks(np.concatenate(paths, axis=1), np.concatenate(seen, axis=1))
+
+
+class TestGivenTracks:
+    @pytest.mark.parametrize(("frames", "tail"), [(17, "drop"), (20, "drop"), (13, "pad")])
+    def test_a_clip_draws_the_points_of_its_first_frame(self, tmp_path: Path, frames: int, tail: str) -> None:
+        dense, grey = dense_control(tmp_path, frames)
+        tracks, plan = whole_video_tracks(frames + 3), ClipPlan(64, 48, 9, tail=tail, source_frames=frames)
+        sparse = write_given_tracks(tracks, dense, plan, tmp_path / "t", style="corrected")
+        assert [path.name for path in sparse.paths] == ["track_000.mkv", "track_001.mkv"]
+        for clip, path in enumerate(sparse.paths):
+            numbers = np.minimum(np.arange(8 * clip, 8 * clip + 9), frames - 1)
+            low, high = int(grey[numbers].min()), int(grey[numbers].max())
+            points, shown = [], []
+            for point in range(tracks.xy.shape[1]):
+                inside = [0 <= round(x) < 64 and 0 <= round(y) < 48 for x, y in tracks.xy[numbers, point].tolist()]
+                if inside[0] and tracks.visible[numbers[0], point]:
+                    seen, last = [], 0.0
+                    for number, here in zip(numbers, inside, strict=True):
+                        x, y = tracks.xy[number, point].tolist()
+                        last = (high - int(grey[number, round(y), round(x)])) / (high - low) if here else last
+                        seen.append((x, y, last))
+                    points.append(seen)
+                    shown.append(inside)
+            expected = render_tracks(
+                np.array(points, np.float32).transpose(1, 0, 2), np.array(shown).T, PLAN.width, PLAN.height, "corrected"
+            )
+            np.testing.assert_array_equal(np.stack(list(read_frames(path, range(9)))), np.stack(list(expected)))
+
+    def test_depth_hides_given_points_too(self, tmp_path: Path) -> None:
+        grey = np.full((9, PLAN.height, PLAN.width), 200, np.uint8)
+        grey[:, :, :8] = 250
+        grey[4:, 20:, 20:] = 50
+        dense = Control.from_video(dense_video(tmp_path, grey), "dense")
+        path = np.repeat(reference_grid(PLAN.width, PLAN.height, SIDE)[None], 9, 0)
+        sparse = write_given_tracks(given_tracks(path, None), dense, PLAN, tmp_path / "t", style="corrected")
+        drawn = np.stack(list(read_frames(sparse.paths[0], range(9))))
+        for x, y in np.rint(path[0]).astype(int):
+            np.testing.assert_array_equal(drawn[:, y, x].any(axis=-1), (np.arange(9) < 4) | (x < 20) | (y < 20))
+
+    def test_too_few_frames(self, tmp_path: Path) -> None:
+        dense, _ = dense_control(tmp_path, 20)
+        plan = ClipPlan(64, 48, 9, source_frames=20)
+        with pytest.raises(ValueError, match="tracks have 16 frames, but the plan's 2 clips need 17"):
+            write_given_tracks(whole_video_tracks(16), dense, plan, tmp_path / "t")
+        assert len(write_given_tracks(whole_video_tracks(17), dense, plan, tmp_path / "t").paths) == 2
+
+    def test_a_clip_without_points(self, tmp_path: Path) -> None:
+        dense, _ = dense_control(tmp_path, 17)
+        tracks = whole_video_tracks(17)
+        tracks.visible[8, 1:] = False
+        with pytest.raises(ValueError, match="of the .* tracks are visible inside 64x48 in frame 8, where clip 2 starts"):
+            write_given_tracks(tracks, dense, PLAN, tmp_path / "t")
+        assert not (tmp_path / "t").exists()
+
+    @pytest.mark.parametrize(
+        ("visibility", "expected"),
+        [
+            (None, [[1, 1], [1, 1], [1, 1]]),
+            (np.array([[True], [False], [True]]), [[1, 1], [0, 0], [1, 1]]),
+            (np.array([[True, False]]), [[1, 0], [1, 0], [1, 0]]),
+            (np.array([[0.4, 0.6], [0.5, 1], [0, np.nan]]), [[0, 1], [0, 1], [0, 0]]),
+        ],
+    )
+    def test_visibility(self, visibility: np.ndarray | None, expected: list) -> None:
+        tracks = given_tracks(np.full((3, 2, 2), 7.5), visibility)
+        assert (tracks.xy.dtype, tracks.visible.dtype) == (np.float32, bool)
+        np.testing.assert_array_equal(tracks.visible, np.array(expected, bool))
+
+    @pytest.mark.parametrize(
+        ("path", "visibility", "message"),
+        [
+            (np.ones((1, 3, 4, 2)), None, r"track_path has the shape \[1, 3, 4, 2\]: give"),
+            (np.ones((3, 4, 3)), None, r"track_path has the shape \[3, 4, 3\]"),
+            (np.ones((3, 0, 2)), None, "0 tracks of 3 frames"),
+            (np.ones((0, 3, 2)), None, "3 tracks of 0 frames"),
+            (np.where(np.arange(12).reshape(3, 2, 2) == 7, np.nan, 5.0), None, r"track 1 is \[5.0, nan\] in frame 1"),
+            (np.linspace(0, 1, 12).reshape(3, 2, 2), None, "in pixels of the plan's size"),
+            (np.full((3, 2, 2), 5.0), np.ones((3, 3)), r"track_visibility has the shape \[3, 3\].* give \[3, 2\]"),
+            (np.full((3, 2, 2), 5.0), np.ones(3), r"track_visibility has the shape \[3\]"),
+        ],
+    )
+    def test_errors_name_what_is_wrong(self, path: np.ndarray, visibility: np.ndarray | None, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            given_tracks(path, visibility)
