@@ -113,7 +113,8 @@ def write_control_per_clip(
 
     Not for making videos: the clips disagree about depth, and the frame that two clips share has two different pictures, so
     that each clip needs a file (``dense_00.mkv`` ..., lossless). Padding (tail rule ``"pad"``) repeats the last frame
-    and does not count for the percentiles.
+    and does not count for the percentiles. A file that is there already is kept: the folder must belong to this signal, plan
+    and percentiles alone.
 
     Raises:
         ValueError: as :func:`write_control`.
@@ -122,6 +123,8 @@ def write_control_per_clip(
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"dense_{clip:02d}.mkv" for clip in range(plan.clips))
     for clip, path in enumerate(paths):
+        if path.is_file():
+            continue
         window = plan.control_frames(clip)
         numbers = range(window.start, min(window.stop, plan.source_frames))
         with VideoWriter(path, signal.width, signal.height, signal.fps, codec="lossless") as writer:

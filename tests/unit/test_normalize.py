@@ -19,6 +19,7 @@ from longvie_core.control.normalize import (
     normalized_frames,
     to_uint8,
     write_control,
+    write_control_per_clip,
 )
 from longvie_core.control.signal import Signal, SignalWriter
 from longvie_core.video import read_frames
@@ -218,3 +219,26 @@ class TestWriteControl:
         with pytest.raises(ValueError, match="has 5 frames, but one clip needs 17"):
             write_control(signal, ClipPlan(16, 16, frames=17), tmp_path / "a.mkv")
         assert not (tmp_path / "a.mkv").exists()
+
+
+class TestWriteControlPerClip:
+    def test_what_is_there_is_kept_and_what_is_missing_is_made(self, tmp_path: Path) -> None:
+        frames = np.random.default_rng(0).random((17, 16, 16)).astype(np.float32)
+        signal = signal_of(tmp_path / "depth.npy", frames)
+        plan = ClipPlan(width=16, height=16, frames=9)
+        control = write_control_per_clip(signal, plan, tmp_path / "clips")
+        assert [path.name for path in control.paths] == ["dense_00.mkv", "dense_01.mkv"]
+        first, second = (path.read_bytes() for path in control.paths)
+        written = control.paths[0].stat().st_mtime_ns
+        control.paths[1].unlink()
+        assert write_control_per_clip(signal, plan, tmp_path / "clips") == control
+        assert control.paths[0].stat().st_mtime_ns == written
+        assert (control.paths[0].read_bytes(), control.paths[1].read_bytes()) == (first, second)
+
+    def test_a_broken_signal_leaves_no_clip_behind(self, tmp_path: Path) -> None:
+        frames = np.random.default_rng(0).random((17, 16, 16)).astype(np.float32)
+        frames[12, 3, 4] = np.nan
+        signal = signal_of(tmp_path / "depth.npy", frames)
+        with pytest.raises(ValueError, match="frame 12 has 1 of 256 disparity values that mean nothing"):
+            write_control_per_clip(signal, ClipPlan(width=16, height=16, frames=9), tmp_path / "clips")
+        assert [path.name for path in (tmp_path / "clips").iterdir()] == ["dense_00.mkv"]
