@@ -49,7 +49,7 @@ def write_scene_clips(
         with SignalWriter(Path(temporary) / "disparity.npy", "disparity", plan.fps) as writer:
             for frame in render_frames(scene, plan.output_frames, rate, plan.width, plan.height, supersample=1):
                 writer.write(frame.disparity)
-        dense, windows = tee(_clips(plan, normalized_frames(writer.signal(), plan.output_frames)))
+        dense, windows = tee(clip_windows(plan, normalized_frames(writer.signal(), plan.output_frames)))
         sparse = (scene_tracks(scene, plan, clip, window, grid, rate) for clip, window in enumerate(windows))
         first = render(scene, 0.0, plan.width, plan.height).rgb
         return write_clips_folder(folder, [""] * plan.clips, dense, sparse, first, fps=plan.fps)
@@ -79,7 +79,7 @@ def scene_tracks(
     return render_tracks(points, tracks.visible, *size)
 
 
-def _clips(plan: ClipPlan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+def clip_windows(plan: ClipPlan, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """Cut a stream of grey frames [H, W] into the plan's clips, uint8 [T, H, W, 3]; neighbours share their overlap.
 
     Past the end the last frame repeats.

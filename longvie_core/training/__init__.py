@@ -1,0 +1,1 @@
+"""Training of the control network: initialisation, degradation, losses and the trainer on accelerate."""

@@ -1,0 +1,278 @@
+"""The training loop, on ``accelerate``: the same on a laptop CPU and, by ``accelerate launch``, on many GPUs.
+
+A :class:`Task` says what is learnt from what; this file knows steps, checkpoints, averages and logs. Everything random in a
+step comes from (seed, step, process), never from a running generator, so a run that was cut off and goes on equals one that
+was not.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import Tensor, nn
+
+from ..files import write_atomically
+
+KEPT_CHECKPOINTS = 2
+STATE = "step.json"
+"""Written last into a checkpoint: one without it was cut off."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how carefully, whatever is learnt.
+
+    Args:
+        steps: optimiser steps in all.
+        seed: of everything random.
+        accumulation: batches whose gradients are added up for one step.
+        clip_norm: gradients are scaled down to this norm.
+        warmup: steps in which the learning rate rises from 0.
+        decay: ``"cosine"`` to 0 at the last step, or ``"constant"``.
+        average: decay of the running mean of the weights, which is what is exported; 0 = the last weights.
+        precision: accelerate's mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        checkpoint_every, sheet_every, log_every: steps.
+        trackers: names of accelerate's trackers beside the file ``log.jsonl``.
+    """
+
+    steps: int
+    seed: int = 0
+    accumulation: int = 1
+    clip_norm: float = 1.0
+    warmup: int = 0
+    decay: str = "constant"
+    average: float = 0.0
+    precision: str = "no"
+    checkpoint_every: int = 500
+    sheet_every: int = 500
+    log_every: int = 20
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("cosine", "constant"):
+            raise ValueError(f"decay {self.decay!r} is unknown: use 'cosine' or 'constant'")
+        for name in ("steps", "accumulation", "checkpoint_every", "sheet_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+
+    def rate(self, step: int) -> float:
+        """Factor of the learning rate at a step."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return rise * (0.5 * (1 + cos(pi * step / self.steps)) if self.decay == "cosine" else 1.0)
+
+
+class Task(Protocol):
+    """What is learnt.
+
+    Attributes:
+        network: its parameters that require a gradient are learnt.
+    """
+
+    network: nn.Module
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Optimisers of the network's parameters, with their full learning rates."""
+
+    def batch(self, generator: torch.Generator) -> Any:
+        """What one process sees in one step; equal for equal generators."""
+
+    def losses(self, network: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Weighted terms; their sum is what a step makes smaller."""
+
+    def sheet(self, network: nn.Module) -> tuple[np.ndarray, Mapping[str, float]]:
+        """A picture uint8 [H, W, 3] and figures that show how far it is."""
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """Write the published files."""
+
+
+class Average:
+    """Running mean of a network's trainable parameters, ``mean += (1 - decay) * (weights - mean)``; shorter at the start."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.mean = {name: value.detach().clone().float() for name, value in _trainable(network)}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in _trainable(network):
+            self.mean[name].lerp_(value.detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, network: nn.Module) -> None:
+        """Exchange the network's weights with the means; twice changes nothing."""
+        for name, value in _trainable(network):
+            weights = value.detach().clone()
+            value.copy_(self.mean[name])
+            self.mean[name].copy_(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, **self.mean}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self.mean = {name: state[name] for name in self.mean}
+
+
+def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | None = None) -> None:
+    """Train, from the newest checkpoint in ``folder`` where there is one, and export.
+
+    Args:
+        task: what is learnt.
+        settings: how long and how.
+        folder: checkpoints, ``log.jsonl``, ``sheets/`` and, at the end, ``export/``.
+        stop_after: leave off after this many steps of this call, with a checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulation,
+        log_with=[JsonLines(folder / "log.jsonl"), *settings.trackers],
+    )
+    accelerator.init_trackers("longvie")
+    set_seed(settings.seed)
+    network, *optimizers = accelerator.prepare(task.network, *task.optimizers())
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, settings.rate) for optimizer in optimizers]
+    average = Average(accelerator.unwrap_model(network), settings.average)
+    accelerator.register_for_checkpointing(average, *schedules)
+    first = _resume(accelerator, folder)
+    last = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
+    for step in range(first, last):
+        terms = _step(accelerator, task, network, optimizers, settings, step)
+        for schedule in schedules:
+            schedule.step()
+        average.update(accelerator.unwrap_model(network))
+        done = step + 1
+        if done % settings.log_every == 0 or done == last:
+            accelerator.log({**terms, "rate": settings.rate(step)}, step=done)
+        if done % settings.sheet_every == 0 or done == settings.steps:
+            _sheet(accelerator, task, network, average, folder, done)
+        if done % settings.checkpoint_every == 0 or done == last:
+            _checkpoint(accelerator, folder, done)
+    if last == settings.steps and accelerator.is_main_process:
+        plain = accelerator.unwrap_model(network)
+        average.swap(plain)
+        task.export(plain, folder / "export")
+        average.swap(plain)
+    accelerator.end_training()
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """A generator of its own for these numbers (seed, step, process, ...)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def _step(
+    accelerator: Accelerator,
+    task: Task,
+    network: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    settings: TrainSettings,
+    step: int,
+) -> dict[str, float]:
+    """One optimiser step; returns the mean of each loss term over the batches."""
+    sums: dict[str, float] = {}
+    for part in range(settings.accumulation):
+        generator = generator_for(settings.seed, step, part, accelerator.process_index)
+        with accelerator.accumulate(network):
+            with accelerator.autocast():
+                terms = task.losses(network, task.batch(generator), step, generator)
+            total = torch.stack(list(terms.values())).sum()
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"step {step + 1}: the loss is {total.item()}; lower the learning rate")
+            accelerator.backward(total)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(network.parameters(), settings.clip_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulation
+    return sums
+
+
+@torch.no_grad()
+def _sheet(
+    accelerator: Accelerator, task: Task, network: nn.Module, average: Average, folder: Path, step: int
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    plain = accelerator.unwrap_model(network)
+    average.swap(plain)
+    with accelerator.autocast():
+        picture, figures = task.sheet(plain)
+    average.swap(plain)
+    (folder / "sheets").mkdir(exist_ok=True)
+    Image.fromarray(picture).save(folder / "sheets" / f"{step:07d}.png")
+    accelerator.log(dict(figures), step=step)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"checkpoint_*/{STATE}"))
+
+
+def _checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
+    path = folder / f"checkpoint_{step:07d}"
+    accelerator.save_state(str(path), safe_serialization=True)
+    if accelerator.is_main_process:
+        write_atomically(path / STATE, lambda part: part.write_text(json.dumps({"step": step}), encoding="utf-8"))
+        for old in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _resume(accelerator: Accelerator, folder: Path) -> int:
+    """Load the newest complete checkpoint; returns the steps that it has seen."""
+    found = _checkpoints(folder)
+    if not found:
+        return 0
+    accelerator.load_state(str(found[-1]))
+    return int(json.loads((found[-1] / STATE).read_text(encoding="utf-8"))["step"])
+
+
+def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in network.named_parameters() if value.requires_grad]
+
+
+class JsonLines(GeneralTracker):
+    """accelerate's tracker into a file: one JSON object a line, with its step."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def tracker(self) -> Path:
+        return self.path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict) -> None:
+        self._write(values)
+
+    @on_main_process
+    def log(self, values: dict, step: int | None = None, **_: Any) -> None:
+        self._write({"step": step, **values})
+
+    def _write(self, values: dict) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
