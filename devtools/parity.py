@@ -230,6 +230,21 @@ def name_captures(captured: dict[str, list[Tensor]], history: bool) -> Tensors:
     return ours
 
 
+def write_networks(golden: Path, name: str, folder: Path) -> tuple[Path, Path]:
+    """Backbone and control network of a golden configuration as float32 files, for the backends' own loaders."""
+    dit = read_json(golden / "dual.json")[name]["config"]["dit"]
+    paths = []
+    for kind, metadata in (
+        ("dit", {"transformer": {"num_heads": dit["num_heads"], "text_dim": dit["text_dim"]}}),
+        ("control", {"head_dim": dit["dim"] // dit["num_heads"]}),
+    ):
+        weights = read_tensors(golden / f"{name}_{kind}.int8.safetensors")
+        paths.append(folder / f"{kind}.safetensors")
+        tensors = {key: value.float().contiguous() for key, value in weights.items()}
+        save_file(tensors, paths[-1], {"config": json.dumps(metadata)})
+    return paths[0], paths[1]
+
+
 # The host's own model
 
 
@@ -243,20 +258,10 @@ def host_rows(golden: Path, name: str) -> Iterator[Row]:
 
     from longvie_core.backends import comfy as backend
 
-    config = read_json(golden / "dual.json")[name]["config"]
-    dit = config["dit"]
     with tempfile.TemporaryDirectory() as folder:
-        paths = {}
-        for kind, metadata in (
-            ("dit", {"transformer": {"num_heads": dit["num_heads"], "text_dim": dit["text_dim"]}}),
-            ("control", {"head_dim": dit["dim"] // dit["num_heads"]}),
-        ):
-            weights = read_tensors(golden / f"{name}_{kind}.int8.safetensors")
-            paths[kind] = Path(folder) / f"{kind}.safetensors"
-            tensors = {key: value.float().contiguous() for key, value in weights.items()}
-            save_file(tensors, paths[kind], {"config": json.dumps(metadata)})
-        model = comfy.sd.load_diffusion_model(str(paths["dit"]))
-        control = backend.load_control(paths["control"])
+        dit, control_file = write_networks(golden, name, Path(folder))
+        model = comfy.sd.load_diffusion_model(str(dit))
+        control = backend.load_control(control_file)
     patched = backend.apply_control(model, control)
     comfy.model_management.load_models_gpu([patched])
     options = {**patched.model_options["transformer_options"], "wrappers": patched.wrappers}
@@ -282,6 +287,59 @@ def host_rows(golden: Path, name: str) -> Iterator[Row]:
     with torch.inference_mode():
         for case, ours in forward_cases(inputs, outputs, forward):
             yield Row(f"{name} comfy backend {case}", difference(ours, outputs[case]), HOST_TOLERANCE)
+
+
+# diffusers' own models
+
+
+def diffusers_rows(golden: Path, name: str) -> Iterator[Row]:
+    """The diffusers backend on ``WanTransformer3DModel``, weights converted by our loader."""
+    from longvie_core.backends import diffusers as backend
+
+    with tempfile.TemporaryDirectory() as folder:
+        dit, control_file = write_networks(golden, name, Path(folder))
+        backbone, control = backend.load_backbone(dit), backend.load_control(control_file)
+    inputs = {key: value.float() for key, value in read_tensors(golden / f"{name}_inputs.safetensors").items()}
+    outputs = read_tensors(golden / f"{name}_out_f64.safetensors")
+
+    def forward(sample: Tensors, timestep: float, history: Tensor | None, controlled: bool) -> Tensor:
+        return backend.velocity(
+            backbone,
+            control if controlled else None,
+            sample["latents"],
+            torch.tensor([timestep]),
+            sample["context"],
+            sample["y"],
+            sample["dense"],
+            sample["sparse"],
+            history,
+            sample.get("clip_feature"),
+        )
+
+    for case, ours in forward_cases(inputs, outputs, forward):
+        yield Row(f"{name} diffusers backend {case}", difference(ours, outputs[case]), F32_TOLERANCE)
+
+
+def diffusers_vae_rows(golden: Path) -> Iterator[Row]:
+    """The tiny official VAE in ``AutoencoderKLWan``, weights converted by our loader."""
+    from longvie_core.backends import diffusers as backend
+
+    config, tensors = read_json(golden / "embed.json"), read_tensors(golden / "embed.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vae.safetensors"
+        weights = read_tensors(golden / config["weights"])
+        save_file({key: value.float().contiguous() for key, value in weights.items()}, path)
+        codec = backend.VaeCodec(backend.load_vae(path))
+    given = {name: tensors[f"in.{name}_u8"].numpy() for name in ("dense_frames", "image", "history_frames")}
+    frames = given["dense_frames"]
+    dense = control_condition(codec.encode(frames), codec.encode_first_frame(frames[0], len(frames)))
+    yield Row("diffusers VAE dense", difference(dense, tensors["tiny.dense"]), VAE_TOLERANCE)
+    y = image_condition(codec.encode_first_frame(given["image"], config["config"]["n"]))
+    yield Row("diffusers VAE image", difference(y, tensors["tiny.y"]), VAE_TOLERANCE)
+    history = codec.encode(given["history_frames"])
+    yield Row("diffusers VAE history", difference(history, tensors["tiny.history_latents"]), VAE_TOLERANCE)
+    decoded = codec.decode_pixels(tensors["tiny.history_latents"])
+    yield Row("diffusers VAE decode", difference(decoded, tensors["tiny.decode_of_history"]), VAE_TOLERANCE)
 
 
 # Schedule
@@ -573,9 +631,17 @@ def _hosts(golden: Path) -> Iterator[Row]:
         yield from host_rows(golden, name)
 
 
+def _diffusers(golden: Path) -> Iterator[Row]:
+    for name in read_json(golden / "dual.json"):
+        yield from diffusers_rows(golden, name)
+    if (golden / "embed.json").is_file():  # not in the small set
+        yield from diffusers_vae_rows(golden)
+
+
 GROUPS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "network": _networks,
     "comfy": _hosts,
+    "diffusers": _diffusers,
     "schedule": schedule_rows,
     "conditioning": conditioning_rows,
     "loop": loop_rows,

@@ -1,0 +1,102 @@
+"""The diffusers backend and the comfy backend make the same video: same files, same controls, whole clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.samplers
+import comfy.sd
+import numpy as np
+import pytest
+import torch
+from harness import Rig, largest, text_conditioning
+
+from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, VAE_FILE
+from longvie_core.autoregress import Carry, ClipResult, HistorySettings, generate
+from longvie_core.backends import comfy as comfy_backend
+from longvie_core.backends import diffusers
+from longvie_core.clips import ClipPlan
+from longvie_core.dual_control import Strengths
+from longvie_core.noise import UnifiedNoise
+from longvie_core.schedule import flow_sigmas
+
+PLAN = ClipPlan(width=64, height=48, frames=9, source_frames=17)
+SIGMAS = flow_sigmas(4)
+CFG = 3.0
+TOLERANCE = 1e-4
+
+
+class Pictures:
+    """Seeded control pictures of a clip."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def window(self, plan: ClipPlan, clip: int) -> Iterator[np.ndarray]:
+        rng = np.random.default_rng([self.seed, clip])
+        return iter(rng.integers(0, 256, (plan.frames, plan.height, plan.width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def backends(weights: dict[str, Path]):
+    """The two backends on the same files; dense at 0.7."""
+    texts = text_conditioning(11), text_conditioning(12)
+    model, control = comfy.sd.load_diffusion_model(str(weights[BACKBONE_FILE])), weights[CONTROL_FILE]
+    patched = comfy_backend.apply_control(model, comfy_backend.load_control(control), comfy_backend.ModalityRange(0.7))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[VAE_FILE])))
+    sampler = comfy_backend.MultimodalSampler(
+        patched, vae, None, comfy.samplers.sampler_object("euler"), SIGMAS, CFG, HistorySettings()
+    )
+    settings = diffusers.SamplingSettings(SIGMAS, CFG, Strengths(dense=0.7))
+    return (
+        comfy_backend.ComfyBackend(sampler, lambda clip: texts, lambda clip: 0),
+        diffusers.DiffusersBackend(
+            diffusers.load_backbone(weights[BACKBONE_FILE]),
+            diffusers.load_control(control),
+            diffusers.VaeCodec(diffusers.load_vae(weights[VAE_FILE])),
+            settings,
+            lambda clip: (texts[0][0][0], texts[1][0][0]),
+        ),
+    )
+
+
+def one_clip(backend: object, clip: int, carry: Carry) -> ClipResult:
+    noise = UnifiedNoise(5).for_clip
+    (result,) = generate(PLAN, [clip], carry, Pictures(1), Pictures(2), noise, backend, HistorySettings())
+    return result
+
+
+def test_whole_clips_agree(backends, weights: dict[str, Path]) -> None:
+    """The first clip, and one with history; each from the same frames, since 8-bit truncation may flip a level."""
+    host, ours = backends
+    carry = Carry(np.random.default_rng(3).integers(0, 256, (1, 48, 64, 3), dtype=np.uint8), first=True)
+    std = ours.codec.std
+    for clip in range(2):
+        theirs, result = one_clip(host, clip, carry), one_clip(ours, clip, carry)
+        assert largest((result.latents - theirs.latents) / std) < TOLERANCE
+        assert np.abs(ours.decode(theirs.latents) - host.decode(theirs.latents)).max() < TOLERANCE
+        assert np.abs(result.frames.astype(int) - theirs.frames.astype(int)).max() <= 1
+        assert largest((theirs.latents - theirs.latents.mean()) / std) > 0.5  # there is something to compare
+        carry = Carry.after(PLAN, theirs.frames)
+
+
+def test_backbones_agree_with_an_image_branch(tiny_image: Rig) -> None:
+    from harness import evaluate, make_sample
+
+    sample = make_sample(tiny_image, history=2)
+    backbone = diffusers.load_backbone(tiny_image.backbone_file)
+    ours = diffusers.velocity(
+        backbone,
+        diffusers.load_control(tiny_image.control_file),
+        sample.x[:, :16],
+        sample.timestep,
+        sample.text,
+        sample.x[:, 16:],
+        sample.dense,
+        sample.sparse,
+        sample.history,
+        sample.clip_features,
+    )
+    assert largest(ours - evaluate(tiny_image.controlled(), sample)) < TOLERANCE
+    assert torch.isfinite(ours).all()
