@@ -6,15 +6,19 @@ samples and decodes is a :class:`ClipBackend`.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from .anchor import AnchorSettings
 from .clips import ClipPlan
 from .conditioning import HISTORY_FRAMES, control_condition, encoded_history_frames, frames_to_uint8
+from .control.latents import ControlEncoder, ControlLatents, ControlWindow, LatentStore, encode_control
 from .noise import FIRST_FRAME_SIGMA, blend_first_frame
 from .schedule import euler_step
 
@@ -24,13 +28,6 @@ TAIL_FRAMES = 17
 
 NoiseSource = Callable[[int, tuple[int, ...]], Tensor]
 """``(clip, shape [1, 16, f, h, w]) -> noise``; called anew for every clip."""
-
-
-class ControlWindow(Protocol):
-    """One modality's control pictures, addressed by clip."""
-
-    def window(self, plan: ClipPlan, clip: int) -> Iterable[np.ndarray]:
-        """The clip's control frames, uint8 [H, W, 3] each, at the plan's size."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +59,12 @@ class Carry:
     Args:
         frames: uint8 [n, H, W, 3], the end of the previous clip, or the lone given first frame (n = 1).
         first: whether the frames are the given first frame.
+        reference: statistics of the first clip that later ones are anchored to (:mod:`longvie_core.anchor`), where they are.
     """
 
     frames: np.ndarray
     first: bool
+    reference: np.ndarray | None = None
 
     def start_frame(self, plan: ClipPlan) -> np.ndarray:
         """The picture that the next clip starts from: the first of the shared frames."""
@@ -81,9 +80,9 @@ class Carry:
         return self.frames[end - frames : end]
 
     @classmethod
-    def after(cls, plan: ClipPlan, frames: np.ndarray) -> Carry:
+    def after(cls, plan: ClipPlan, frames: np.ndarray, reference: np.ndarray | None = None) -> Carry:
         """Carry of a finished clip of uint8 frames [T, H, W, 3]."""
-        return cls(frames[-(TAIL_FRAMES + plan.overlap - 1) :].copy(), first=False)
+        return cls(frames[-(TAIL_FRAMES + plan.overlap - 1) :].copy(), first=False, reference=reference)
 
 
 @dataclass(frozen=True)
@@ -108,17 +107,11 @@ class ClipInputs:
     noise: Tensor
 
 
-class ClipBackend(Protocol):
+class ClipBackend(ControlEncoder, Protocol):
     """A model that can encode, sample and decode one clip."""
 
-    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """uint8 frames [H, W, 3] -> normalised latents [1, 16, f, h, w]."""
-
-    def encode_first_frame(self, frame: np.ndarray, frames: int) -> Tensor:
-        """VAE(frame, then mid grey up to ``frames``) -> normalised latents [1, 16, f, h, w]."""
-
     def encode_image(self, frame: np.ndarray, frames: int) -> Tensor:
-        """The same of the clip's start frame, in the space that :meth:`sample` wants."""
+        """As :meth:`encode_first_frame`, of the clip's start frame and in the space that :meth:`sample` wants."""
 
     def sample(self, inputs: ClipInputs) -> Tensor:
         """Latents of the clip, in the backend's own space."""
@@ -127,40 +120,73 @@ class ClipBackend(Protocol):
         """Latents as :meth:`sample` returns them -> float32 frames [T, H, W, 3] in [-1, 1]."""
 
 
+Value = TypeVar("Value")
+
+
+class TimedBackend:
+    """A backend that adds up the seconds spent in the model: what the rest of the wall time was spent on is overhead."""
+
+    def __init__(self, backend: ClipBackend) -> None:
+        self.backend = backend
+        self.seconds = 0.0
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
+        return self._timed(self.backend.encode, frames)
+
+    def encode_first_frame(self, frame: np.ndarray, frames: int) -> Tensor:
+        return self._timed(self.backend.encode_first_frame, frame, frames)
+
+    def encode_image(self, frame: np.ndarray, frames: int) -> Tensor:
+        return self._timed(self.backend.encode_image, frame, frames)
+
+    def sample(self, inputs: ClipInputs) -> Tensor:
+        return self._timed(self.backend.sample, inputs)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        return self._timed(self.backend.decode, latents)
+
+    def _timed(self, call: Callable[..., Value], *arguments: object) -> Value:
+        started = time.perf_counter()
+        try:
+            return call(*arguments)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class ClipResult:
-    """A finished clip: its latents (backend space) and all its frames, uint8 [T, H, W, 3]."""
+    """A finished clip: its latents (backend space), all its frames, uint8 [T, H, W, 3], and what the next clip needs."""
 
     clip: int
     latents: Tensor
     frames: np.ndarray
+    carry: Carry
 
 
-def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, backend: ClipBackend) -> Tensor:
+def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, encoder: ControlEncoder) -> Tensor:
     """One modality's control latents [1, 36, f, h, w] of a clip."""
-    frames = list(control.window(plan, clip))
-    return control_condition(backend.encode(frames), backend.encode_first_frame(frames[0], plan.frames))
+    return control_condition(*encode_control(list(control.window(plan, clip)), encoder))
 
 
 def clip_inputs(
     plan: ClipPlan,
     clip: int,
     carry: Carry,
-    dense: ControlWindow | None,
-    sparse: ControlWindow | None,
+    dense: Tensor | None,
+    sparse: Tensor | None,
     noise: Tensor,
     history: HistorySettings,
     backend: ClipBackend,
 ) -> ClipInputs:
-    """Condition clip ``clip`` on the video so far and on its window of the controls (P2 section 3.2)."""
+    """Condition clip ``clip`` on the video so far and on its control latents (P2 section 3.2)."""
     start = carry.start_frame(plan)
     past = carry.history(plan, history.frames)
     return ClipInputs(
         clip=clip,
         start_frame=start,
         image=backend.encode_image(start, plan.frames),
-        dense=None if dense is None else control_latents(dense, plan, clip, backend),
-        sparse=None if sparse is None else control_latents(sparse, plan, clip, backend),
+        dense=dense,
+        sparse=sparse,
         history=None if past is None else backend.encode(past[: encoded_history_frames(len(past))]),
         noise=noise,
     )
@@ -175,6 +201,8 @@ def generate(
     noise: NoiseSource,
     backend: ClipBackend,
     history: HistorySettings | None = None,
+    store: LatentStore | None = None,
+    anchor: AnchorSettings | None = None,
 ) -> Iterator[ClipResult]:
     """Generate clips one after another.
 
@@ -186,24 +214,36 @@ def generate(
         noise: initial noise of every clip, such as :meth:`longvie_core.noise.UnifiedNoise.for_clip`.
         backend: the model.
         history: how much of the previous clip the next one sees.
+        store: keeps the encoded controls from run to run.
+        anchor: how strongly later clips are held to the first one's colours; not at all by default.
 
     Yields:
-        Each clip as soon as it is decoded; memory does not grow with their number.
+        Each clip as soon as it is decoded; memory does not grow with their number: besides the clip there are the control
+        pictures of the next one, which are read on a thread while this one is sampled.
     """
-    history = history or HistorySettings()
+    history, anchor = history or HistorySettings(), anchor or AnchorSettings()
     available = plan.frames - plan.overlap + 1
     if history.frames > available:
         raise ValueError(
             f"a history of {history.frames} frames is asked for, but clips of {plan.frames} frames with overlap {plan.overlap} "
             f"leave {available} up to the seam: shorten the history, or make the clips longer"
         )
+    if anchor.active and not carry.first and carry.reference is None:
+        raise ValueError("the first clip's colours are not known, so nothing can be anchored to them: start at the first clip")
     shape = (1, 16, plan.latent_frames, *plan.latent_size)
-    for clip in clips:
-        inputs = clip_inputs(plan, clip, carry, dense, sparse, noise(clip, shape), history, backend)
-        latents = backend.sample(inputs)
-        frames = frames_to_uint8(backend.decode(latents))
-        carry = Carry.after(plan, frames)
-        yield ClipResult(clip, latents, frames)
+    clips = list(clips)
+    with ControlLatents(plan, dense, sparse, backend, store) as controls:
+        controls.hold(clips)
+        for clip, following in itertools.zip_longest(clips, clips[1:]):
+            inputs = clip_inputs(plan, clip, carry, *controls.of(clip), noise(clip, shape), history, backend)
+            if following is not None:
+                controls.read_ahead(following)
+            # Before the truncation to 8 bit, so that history and start frame of the next clip are anchored as well.
+            latents = anchor.latents(backend.sample(inputs), carry.reference)
+            frames = frames_to_uint8(anchor.pixels(backend.decode(latents), carry.reference))
+            reference = anchor.reference(latents, frames) if carry.first else carry.reference
+            carry = Carry.after(plan, frames, reference)
+            yield ClipResult(clip, latents, frames, carry)
 
 
 def initial_latents(noise: Tensor, history_latents: Tensor | None, sigma: float = FIRST_FRAME_SIGMA) -> Tensor:

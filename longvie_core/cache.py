@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 GIB = 1 << 30
 
 
 class ControlCache:
-    """Content-addressed files and folders, the least recently used removed first.
+    """Content-addressed files and folders, the least recently used removed first. Several hosts may share a folder.
 
     Args:
         folder: made if missing.
@@ -33,7 +34,7 @@ class ControlCache:
         name = hashlib.sha256(repr(made_from).encode()).hexdigest()
         path = self.folder / f"{kind}_{name}{suffix}"
         self.used.add(path)
-        if path.exists():
+        with suppress(OSError):  # not there yet, or just removed by another host
             os.utime(path)
         return path
 
@@ -43,11 +44,14 @@ class ControlCache:
         Returns:
             What was removed.
         """
-        entries = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        sizes = {path: size_of(path) for path in entries}
+        times: dict[Path, int] = {}
+        sizes: dict[Path, int] = {}
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # another host has just renamed or removed it
+                times[path], sizes[path] = path.stat().st_mtime_ns, size_of(path)
         excess = sum(sizes.values()) - self.limit
         removed = []
-        for path in entries:
+        for path in sorted(sizes, key=times.__getitem__):
             if excess <= 0:
                 break
             if path in self.used:
@@ -72,8 +76,8 @@ def size_of(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a whole folder."""
+    """Delete a file or a whole folder, if it is still there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)

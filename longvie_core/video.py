@@ -10,9 +10,10 @@ import heapq
 import itertools
 import math
 import re
+import wave
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,6 +59,12 @@ H264_OPTIONS = {
 FFV1_OPTIONS = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1", "threads": "1"}
 MP4_OPTIONS = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"}
 MATROSKA_OPTIONS = {"fflags": "+bitexact"}
+SAMPLE_BYTES = 2
+"""16-bit samples in the WAV files that are written here; what is made of them is AAC."""
+
+PREROLL = Fraction(1)
+"""Seconds of sound that are decoded before the wanted part: codecs carry something over from packet to packet."""
+
 AVCOL_SPC_SMPTE170M = 6
 """BT.601: what ffmpeg takes where a file does not say, so that readers that ignore the tag are right as well."""
 SUFFIXES = {"h264": ".mp4", "lossless": ".mkv"}
@@ -318,6 +325,56 @@ def concat(
             # so that every stream is known when the header is.
             for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
                 output.mux(packet)
+
+    write_atomically(destination, write)
+
+
+def has_sound(path: Path) -> bool:
+    """Whether a file holds sound that can be read: an audio stream with a decoder, and a packet in it.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is no media file.
+    """
+    with _open(path) as container:
+        stream = _sound_stream(container)
+        return stream is not None and any(packet.size for packet in container.demux(stream))
+
+
+def cut_sound(path: Path, frames: range, destination: Path) -> None:
+    """Write the sound that is heard while some frames of a video are shown, as WAV (16 bit, the rate it has).
+
+    It starts exactly when the first of the frames is shown: sound that begins later has silence in front of it. Up to the last
+    frame of the video, it ends when the sound does.
+
+    Args:
+        path: a video with sound, see :func:`has_sound`.
+        frames: consecutive frame numbers, at least one.
+        destination: a ``.wav`` file.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`probe`; and ValueError where the sound is damaged.
+    """
+    times = frame_times(path)
+    begin = times.pts[frames.start] * times.tick
+    end = times.pts[frames.stop] * times.tick if frames.stop < len(times.pts) else None
+    with _open(path) as container:
+        stream = _sound_stream(container)
+        if stream is None:
+            raise ValueError(f"{path} has no audio that can be read: give another file, or none")
+        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+        container.seek(math.floor(max(begin - PREROLL, Fraction(0)) / stream.time_base), stream=stream)
+        window = (round(begin * rate), None if end is None else round(end * rate))
+        write_wave(destination, rate, channels, _samples_within(path, container, stream, window))
+
+
+def write_wave(destination: Path, rate: int, channels: int, blocks: Iterable[np.ndarray]) -> None:
+    """Write blocks of int16 samples [n, channels] as a WAV file, which appears only when complete."""
+
+    def write(temporary: Path) -> None:
+        with wave.open(str(temporary), "wb") as file:
+            file.setparams((channels, SAMPLE_BYTES, rate, 0, "NONE", "not compressed"))
+            for block in blocks:
+                file.writeframesraw(block.astype("<i2").tobytes())
 
     write_atomically(destination, write)
 
@@ -593,10 +650,51 @@ def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer,
                 yield packet
 
 
+def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
+    """The first audio stream that there is a decoder for."""
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+
+
+@contextmanager
+def _damage_by_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"{path}: its sound is damaged ({error.strerror}): copy the file again, or give another file or none as audio"
+        ) from error
+
+
+def _samples_within(
+    path: Path, container: av.container.InputContainer, stream: av.AudioStream, window: tuple[int, int | None]
+) -> Iterator[np.ndarray]:
+    """int16 samples [n, channels] from the first to before the last of ``window``, in samples of the file's clock."""
+    position, stop = window
+    resampler = av.AudioResampler(format="s16", layout=stream.codec_context.layout, rate=stream.codec_context.sample_rate)
+    heard = None
+    with _damage_by_name(path):
+        for frame in container.decode(stream):
+            for part in resampler.resample(frame):
+                block = part.to_ndarray().reshape(part.samples, -1)
+                if heard is None:
+                    heard = 0 if frame.pts is None else round(frame.pts * frame.time_base * part.rate)
+                start, heard = heard, heard + len(block)
+                if stop is not None and start >= stop:
+                    return
+                block = block[max(position - start, 0) : None if stop is None else stop - start]
+                if not len(block):
+                    continue
+                if start > position:
+                    yield np.zeros((start - position, block.shape[1]), np.int16)
+                    position = start
+                position += len(block)
+                yield block
+
+
 def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
     """The first audio stream's packets for mp4, cut off after ``seconds``."""
-    with _open(path) as container:
-        stream = next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+    with _open(path) as container, _damage_by_name(path):
+        stream = _sound_stream(container)
         if stream is None:
             raise ValueError(f"{path} has no audio that can be read: give another file, or none")
         origin = _first_moment(path, container, stream)

@@ -1,18 +1,24 @@
-"""The host's objects that a clip needs, by clip number: text, noise, seed."""
+"""The host's objects that a clip needs, by clip number: text, noise, seed, control latents."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..longvie_core.autoregress import Carry, ClipResult, TimedBackend, generate
 from ..longvie_core.backends import comfy as backend
+from ..longvie_core.clips import ClipPlan
+from ..longvie_core.control.latents import LatentStore
+from ..longvie_core.control.signal import Control
 from ..longvie_core.files import write_atomically
 from ..longvie_core.noise import UnifiedNoise
+from . import storage
 from .prompts import PromptSchedule
 
 
@@ -53,14 +59,36 @@ class ClipRunner:
         self.sampler = sampler.sampler
         self.prompts = prompts
         self.noise = noise
+        self.clips = clips
         self.embeddings = embeddings
         self.memory: dict[str, backend.Conditioning] = {}
-        self.backend = backend.ComfyBackend(
-            self.sampler, self.text_of, self.seed_of, backend.progress_over_clips(self.sampler, clips, sampler.node)
-        )
+        progress = backend.progress_over_clips(self.sampler, clips, sampler.node)
+        self.backend = TimedBackend(backend.ComfyBackend(self.sampler, self.text_of, self.seed_of, progress, prompts.strengths))
+        self.store = LatentStore(storage.control_cache(), encoder_fingerprint(self.sampler))
         # All texts before the first clip, so that text encoder and video model are not loaded in turn.
         for text in dict.fromkeys(text for clip in clips for text in prompts.texts(clip)):
             self._encode(text)
+
+    def generate(self, plan: ClipPlan, carry: Carry, dense: Control | None, sparse: Control | None) -> Iterator[ClipResult]:
+        """Render the clips one after another, the first of them after ``carry``."""
+        with self.store:
+            yield from generate(
+                plan,
+                self.clips,
+                carry,
+                dense,
+                sparse,
+                self.noise_of,
+                self.backend,
+                self.sampler.history,
+                self.store,
+                self.sampler.anchor,
+            )
+
+    def report(self, seconds: float) -> list[str]:
+        """What became of the control latents, and how much of the time that the whole run took the model had."""
+        share = self.backend.seconds / seconds
+        return [*self.store.report, f"{share:.1%} of {seconds:.1f} s was sampler and VAE"]
 
     def text_of(self, clip: int) -> tuple[backend.Conditioning, backend.Conditioning]:
         """Positive and negative CONDITIONING of a clip."""
@@ -98,3 +126,24 @@ class ClipRunner:
     def _path(self, text: str) -> Path:
         name = hashlib.sha256(f"{self.prompts.encoder}\n{text}".encode()).hexdigest()
         return self.embeddings / f"{name[:32]}.safetensors"
+
+
+weights_sha256: WeakKeyDictionary[object, str] = WeakKeyDictionary()
+"""Hash of the weights of each VAE that is in use."""
+
+
+def encoder_fingerprint(sampler: backend.MultimodalSampler) -> str:
+    """Text that differs where the same pictures could be encoded to other latents: the VAE's weights and how it computes.
+
+    The weights themselves count, not the nodes that gave them: the host keeps a VAE in memory whatever happens to its file.
+    """
+    vae = sampler.vae
+    vae.throw_exception_if_invalid()
+    if vae not in weights_sha256:
+        digest = hashlib.sha256()
+        for name, value in sorted(vae.get_sd().items()):
+            digest.update(f"{name} {storage.tensor_sha256(value)}\n".encode())
+        weights_sha256[vae] = digest.hexdigest()
+    latent_format = type(sampler.model.get_model_object("latent_format")).__name__
+    how = (latent_format, vae.device, vae.vae_dtype, vae.vae_output_dtype(), torch.__version__)
+    return " ".join([weights_sha256[vae], *map(str, how)])

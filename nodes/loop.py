@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
+from contextlib import closing
+from functools import partial
 
-from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
+from server import PromptServer
 
-from ..longvie_core.autoregress import Carry, generate
+from ..longvie_core.autoregress import Carry
 from ..longvie_core.control.check import check_controls
+from ..longvie_core.files import check_space
+from ..longvie_core.prompts import ClipStrengths
 from ..longvie_core.run import ClipKey, clip_range
 from . import storage, types
+from .assemble import host_metadata, sound_inputs, sound_note
 from .clip_runner import ClipRunner
 
 
@@ -46,6 +50,15 @@ class LongVieClipLoop(io.ComfyNode):
                     tooltip="Which clips to render, counted from 1: empty = all, '3' = only clip 3, '3-5', '4-' = from 4 on. "
                     "Clips before them are kept even if they were made with other settings; the video ends with the last.",
                 ),
+                io.Int.Input(
+                    "pause_after",
+                    default=0,
+                    min=0,
+                    max=9999,
+                    tooltip="Render at most so many clips, then stop with the video so far, to look at it; queueing again goes "
+                    "on. Change the prompt of a clip before that, and it is rendered again from there. 0 = do not pause.",
+                ),
+                *sound_inputs(),
             ],
             outputs=[
                 io.Video.Output("video", tooltip="The stitched video, a file on disk."),
@@ -57,35 +70,44 @@ class LongVieClipLoop(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, sampler, plan, prompts, noise, first_frame, run_name, clips, dense=None, sparse=None
+        cls,
+        sampler,
+        plan,
+        prompts,
+        noise,
+        first_frame,
+        run_name,
+        clips,
+        pause_after,
+        dense=None,
+        sparse=None,
+        driving_video=None,
+        audio=None,
     ) -> io.NodeOutput:
         plan = check_controls(plan, dense, sparse)
         wanted = clip_range(clips, plan.clips)
         run = storage.open_run(run_name)
+        sound = storage.audio_file(driving_video, audio)
         first = storage.to_frame(first_frame, plan)
         keys = [
             clip_key(cls.hidden.dynprompt, cls.hidden.unique_id, plan, clip, sampler, prompts, noise, dense, sparse, first)
             for clip in range(wanted.stop)
         ]
-        resume = run.resume(keys, fixed=wanted.start)
-        report = [*run.notes, *resume.reasons, f"kept {resume.kept} of {wanted.stop} clips"]
-        pending = range(resume.kept, wanted.stop)
-        if pending:
-            carry = run.carry(pending.start, plan) if pending.start else Carry(first[None], first=True)
-            runner = ClipRunner(sampler, prompts, noise, pending, run.folder / "prompts")
-            results = generate(
-                plan, pending, carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
-            )
-            started = time.monotonic()
-            for result in results:
-                seconds = time.monotonic() - started
-                run.save_clip(result.clip, plan, keys[result.clip], result.latents, result.frames, seconds)
-                report.append(f"clip {result.clip + 1} of {plan.clips} rendered in {seconds:.1f} s")
-                started = time.monotonic()
-        video = run.assemble(wanted.stop, cls.metadata())
-        last = storage.to_image(run.last_frame(wanted.stop - 1, plan)[None])
-        report.append(f"{run.frames(wanted.stop)} frames in {video.name}")
-        finished_runs[run_name] = run.state()
+        with run.locked():
+            resume = run.resume(keys, fixed=wanted.start)
+            pending = range(resume.kept, min(wanted.stop, resume.kept + (pause_after or wanted.stop)))
+            report = [*run.notes, *resume.reasons, f"kept {resume.kept} of {wanted.stop} clips"]
+            if pending:
+                say = partial(PromptServer.instance.send_progress_text, node_id=cls.hidden.unique_id)
+                say("\n".join(report))  # before the long work: what is kept, and why it goes on where it does
+                report += render(run, plan, keys, pending, sampler, prompts, noise, dense, sparse, first, say)
+            done = max(pending.stop, resume.kept)
+            video = run.assemble(done, host_metadata(cls.hidden), sound)
+            last = storage.to_image(run.last_frame(done - 1, plan)[None])
+            report += [f"{run.frames(done)} frames in {video.name}", *sound_note(driving_video, audio, sound)]
+            if done < wanted.stop:
+                report.append(f"paused after clip {done} of {wanted.stop}: queue again to go on")
+            finished_runs[run_name] = run.state() if done == wanted.stop else PAUSED
         return io.NodeOutput(
             InputImpl.VideoFromFile(str(video)),
             last,
@@ -94,23 +116,11 @@ class LongVieClipLoop(io.ComfyNode):
         )
 
     @classmethod
-    def metadata(cls) -> dict[str, str]:
-        """Prompt and workflow, as the host stores them in its own videos."""
-        if args.disable_metadata:
-            return {}
-        # Without the fingerprints that the host notes on the nodes: they change from run to run.
-        prompt = {
-            key: {name: value for name, value in node.items() if name != "is_changed"}
-            for key, node in (cls.hidden.prompt or {}).items()
-        }
-        values = {**(cls.hidden.extra_pnginfo or {}), "prompt": prompt or None}
-        return {key: json.dumps(value) for key, value in values.items() if value is not None}
-
-    @classmethod
     def fingerprint_inputs(cls, run_name=None, **_) -> str | float:
         # The host's cache may answer only while the files of the run that it remembers are untouched. A linked name is not
         # known here: then it never answers.
-        if run_name is None:
+        # A paused run goes on each time that it is queued.
+        if run_name is None or finished_runs.get(run_name) == PAUSED:
             return float("nan")
         if run_name not in finished_runs:
             return "not rendered by this process"
@@ -128,6 +138,32 @@ class LongVieClipLoop(io.ComfyNode):
         return True
 
 
+def render(run, plan, keys, pending, sampler, prompts, noise, dense, sparse, first, say) -> list[str]:
+    """Render the clips ``pending`` of a locked run, each on disk before the next begins.
+
+    Returns:
+        Lines of the report; ``say`` shows them on the node as they come.
+    """
+    begun = time.monotonic()
+    texts = {text for clip in pending for text in prompts.texts(clip)} if prompts.clip else set()
+    check_space(run.folder, run.estimate(plan, pending, len(texts)))
+    carry = run.carry(pending.start, plan, sampler.sampler.anchor) if pending.start else Carry(first[None], first=True)
+    runner = ClipRunner(sampler, prompts, noise, pending, run.folder / "prompts")
+    report = []
+    # Closed whatever happens: its thread must not go on reading frames for a run that has failed.
+    with closing(runner.generate(plan, carry, dense, sparse)) as results:
+        started = time.monotonic()
+        for result in results:
+            seconds = time.monotonic() - started
+            run.save_clip(result.clip, plan, keys[result.clip], result.latents, result.frames, seconds)
+            report.append(f"clip {result.clip + 1} of {plan.clips} rendered in {seconds:.1f} s")
+            say(report[-1])
+            started = time.monotonic()
+    return [*report, *runner.report(time.monotonic() - begun)]
+
+
+PAUSED = "paused"
+
 finished_runs: dict[str, str] = {}
 """State of the runs that this process has finished, by run name: what the host's cache of this node stands for."""
 
@@ -144,12 +180,18 @@ def clip_key(dynprompt, node_id, plan, clip, sampler, prompts, noise, dense, spa
         "text encoder": prompts.encoder,
         "noise": storage.graph_fingerprint(dynprompt, node_id, "noise"),
         "seed offset": str(prompts.seed_offset(clip)),
+        **own_strengths(prompts.strengths(clip)),
         "dense control": dense.digest(plan, clip) if dense else "none",
         "sparse control": sparse.digest(plan, clip) if sparse else "none",
     }
     if clip == 0:
         parts["first frame"] = hashlib.sha256(first_frame).hexdigest()
     return ClipKey(parts)
+
+
+def own_strengths(strengths: ClipStrengths) -> dict[str, str]:
+    """Parts of a clip's key for the strengths that it has of its own; the sampler's are in the sampler's part."""
+    return {f"{modality} strength": str(value) for modality, value in vars(strengths).items() if value is not None}
 
 
 def _hash(text: str) -> str:

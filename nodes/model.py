@@ -12,6 +12,7 @@ from ..longvie_core.backends import comfy as backend
 from ..longvie_core.conditioning import encoded_history_frames
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.noise import FIRST_FRAME_SIGMA
+from ..longvie_core.prompts import MAX_STRENGTH
 from . import storage, types
 
 
@@ -22,7 +23,7 @@ def modality_inputs(modality: str) -> list[io.Input]:
             f"{modality}_strength",
             default=1.0,
             min=0.0,
-            max=10.0,
+            max=MAX_STRENGTH,
             step=0.01,
             tooltip=f"Weight of the {modality} control; 1 = as trained, 0 = off and not computed.",
         ),
@@ -132,7 +133,11 @@ class LongVieApplyControl(io.ComfyNode):
             "outputs on. Connect it after Model Sampling SD3 (shift 5).",
             search_aliases=["controlnet", "ksampler"],
             inputs=[
-                io.Model.Input("model", tooltip="Wan 2.1 image-to-video model, with LoRAs and shift already on it."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Wan 2.1 image-to-video model with LoRAs and ModelSamplingSD3 (shift 5) already on it: starts and "
+                    "ends of the controls count on the shift that the model has here.",
+                ),
                 types.ModelPatch.Input("control", tooltip="From LongVie Load Control."),
                 io.Conditioning.Input("positive", tooltip="Prompt of this clip."),
                 io.Conditioning.Input("negative", tooltip="Negative prompt."),
@@ -156,7 +161,8 @@ class LongVieApplyControl(io.ComfyNode):
                 io.Image.Input(
                     "history",
                     optional=True,
-                    tooltip="Last frames of the previous clip (LongVie passes 8, of which 5 count). Open for the first clip.",
+                    tooltip="Last frames of the previous clip, as many as are given: 5, 8 (of which 5 count, as in LongVie), "
+                    "9, 13 or 17. Open for the first clip.",
                 ),
                 *modality_inputs("dense"),
                 *modality_inputs("sparse"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from ..longvie_core.backends.comfy import require_host
+from .assemble import LongVieAssemble
 from .controls import LongVieControlFromVideo, LongVieControlPreview, LongVieLoadClips
 from .depth import LongVieDepthControl
 from .loop import LongVieClipLoop
@@ -33,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     LongVieMultimodalSampler,
     LongVieSampleClip,
     LongVieClipLoop,
+    LongVieAssemble,
 ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for
+from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for
 from . import storage, types
 
 
@@ -34,6 +34,10 @@ class PromptSchedule:
     def seed_offset(self, clip: int) -> int:
         return prompt_for(self.prompts, clip).seed_offset
 
+    def strengths(self, clip: int) -> ClipStrengths:
+        """Control strengths of a clip, in place of the sampler's; ``None`` = the sampler's."""
+        return prompt_for(self.prompts, clip).strengths
+
 
 class LongViePromptSchedule(io.ComfyNode):
     @classmethod
@@ -50,7 +54,8 @@ class LongViePromptSchedule(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip="One prompt a line, one line a clip; the last line is used for all further clips. Or a JSON list: "
-                    'strings, or objects like {"prompt": "...", "negative": "...", "seed_offset": 0}.',
+                    'strings, or objects like {"prompt": "...", "negative": "...", "seed_offset": 0, "dense_strength": 1, '
+                    '"sparse_strength": 1}. A strength given here replaces the sampler\'s for that clip.',
                 ),
                 io.String.Input(
                     "negative",

@@ -9,7 +9,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..longvie_core.autoregress import Carry, HistorySettings, generate
+from ..longvie_core.anchor import ANCHOR_SPACES, AnchorSettings
+from ..longvie_core.autoregress import Carry, HistorySettings
 from ..longvie_core.backends import comfy as backend
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.schedule import SHIFT, STEPS, flow_sigmas
@@ -59,7 +60,11 @@ class LongVieMultimodalSampler(io.ComfyNode):
             "strongly each modality acts when.",
             search_aliases=["sampler", "cfg", "strength"],
             inputs=[
-                io.Model.Input("model", tooltip="Wan 2.1 image-to-video model with its LoRAs, overlay, compile and so on."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Wan 2.1 image-to-video model with its LoRAs, overlay, compile and so on, behind ModelSamplingSD3 "
+                    "(shift 5): starts and ends of the controls count on the shift that the model has here.",
+                ),
                 types.ModelPatch.Input("control", tooltip="From LongVie Load Control."),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE."),
                 io.Sampler.Input("sampler", tooltip="From KSamplerSelect; LongVie uses euler."),
@@ -86,10 +91,31 @@ class LongVieMultimodalSampler(io.ComfyNode):
                     min=0,
                     max=17,
                     advanced=True,
-                    tooltip="Last frames of the previous clip that the next one sees. LongVie passes 8, of which its VAE "
-                    "encodes 5; 5, 9, 13 and 17 lose nothing; 0 = no history.",
+                    tooltip="Last frames of the previous clip that the next one sees; 0 = none. 1, 5, 9, 13 and 17 are used "
+                    "whole. Of 2-4 the first 1 is used, of 6-8 the first 5, of 10-12 the first 9, of 14-16 the first 13: the "
+                    "VAE drops the rest, which are the newest. LongVie passes 8, so 5 are used and 3 dropped.",
                 ),
                 FIRST_FRAME_SIGMA_INPUT,
+                io.Combo.Input(
+                    "anchor",
+                    options=list(ANCHOR_SPACES),
+                    default=AnchorSettings.space,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Against brightness, contrast and tint that creep from clip to clip: draws every later clip to the "
+                    "mean and spread of clip 1, of its pixels or of its latents. Needs anchor_strength. LongVie: off.",
+                ),
+                io.Float.Input(
+                    "anchor_strength",
+                    default=AnchorSettings.strength,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much of the difference to clip 1 is taken away by the end of each clip: 0 = off, 1 = all. It "
+                    "also flattens changes that are meant, such as a walk from sun into shade.",
+                ),
             ],
             outputs=[types.Sampler.Output("sampler", tooltip="For the clip loop or Sample Clip.")],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -113,6 +139,8 @@ class LongVieMultimodalSampler(io.ComfyNode):
         history_frames,
         first_frame_sigma,
         clip_vision=None,
+        anchor=AnchorSettings.space,
+        anchor_strength=AnchorSettings.strength,
     ) -> io.NodeOutput:
         history = HistorySettings(history_frames, first_frame_sigma)
         patched = backend.apply_control(
@@ -123,7 +151,9 @@ class LongVieMultimodalSampler(io.ComfyNode):
             history.first_frame_sigma,
         )
         fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id)
-        multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg, history)
+        multimodal = backend.MultimodalSampler(
+            patched, vae, clip_vision, sampler, sigmas, cfg, history, AnchorSettings(anchor, anchor_strength)
+        )
         return io.NodeOutput(NamedSampler(multimodal, fingerprint, cls.hidden.unique_id))
 
 
@@ -165,11 +195,9 @@ class LongVieSampleClip(io.ComfyNode):
             clip, carry = state.next_clip, storage.read_tail(state.tail)
         plan.control_frames(clip)
         runner = ClipRunner(sampler, prompts, noise, [clip])
-        (result,) = generate(
-            plan, [clip], carry, dense, sparse, runner.noise_of, runner.backend, sampler.sampler.history
-        )
+        (result,) = runner.generate(plan, carry, dense, sparse)
         tail = Path(folder_paths.get_temp_directory()) / "longvie" / f"tail_{time.time_ns()}.safetensors"
-        storage.write_tail(tail, Carry.after(plan, result.frames))
+        storage.write_tail(tail, result.carry)
         return io.NodeOutput(
             ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents}
         )

@@ -22,10 +22,12 @@ from ..longvie_core.clips import ClipPlan
 from ..longvie_core.files import write_atomically
 from ..longvie_core.framing import Footage
 from ..longvie_core.run import Run, check_run_name
-from ..longvie_core.video import VideoWriter, probe, read_frames, stretch
+from ..longvie_core.video import VideoWriter, cut_sound, has_sound, probe, read_frames, stretch, write_wave
 
 MAX_FOLDER_NAME = 255
 DEFAULT_CACHE_GIB = 20
+AUDIO_BLOCK = 1 << 20
+"""Samples of a channel that are converted at a time."""
 
 
 def input_folder(name: str) -> Path:
@@ -74,10 +76,12 @@ def open_run(name: str) -> Run:
     Raises:
         ValueError: the name is no plain folder name, or the folder is a link that leads elsewhere.
     """
-    runs = Path(folder_paths.get_output_directory()).resolve() / "longvie"
-    folder = runs / check_run_name(name)
-    if folder.exists() and folder.resolve() != folder:
-        raise ValueError(f"run {name!r} is a link that leads out of ComfyUI's output folder: use another run name")
+    folder = Path(folder_paths.get_output_directory()).resolve() / "longvie" / check_run_name(name)
+    if folder.resolve() != folder:
+        raise ValueError(
+            f"run {name!r} is a link or lies behind one: use another run name, or, to keep runs on another disk, start ComfyUI "
+            "with --output-directory"
+        )
     return Run(folder)
 
 
@@ -121,7 +125,13 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
 
 
 def to_frame(image: torch.Tensor, plan: ClipPlan) -> np.ndarray:
-    """First picture of an IMAGE [B, H, W, C] -> uint8 [height, width, 3], stretched as the reference does."""
+    """First picture of an IMAGE [B, H, W, C] -> uint8 [height, width, 3], stretched as the reference does.
+
+    Raises:
+        ValueError: the batch is empty.
+    """
+    if not len(image):
+        raise ValueError("the first frame's IMAGE holds no picture: load one, or take an earlier or longer part of the video")
     return stretch(to_uint8(image[0]), (plan.width, plan.height))
 
 
@@ -160,8 +170,12 @@ def video_file(video: Input.Video) -> Path:
     return path if window == (0.0, 0.0) else trimmed_file(path, *window)
 
 
-def trimmed_file(path: Path, start: float, duration: float) -> Path:
-    """A lossless copy of a part of a video, in the cache; streamed, whatever its length. Duration 0 = to the end."""
+def trimmed_frames(path: Path, start: float, duration: float) -> range:
+    """Frames of a video that the host trims it to, from ``start`` on for ``duration`` seconds; 0 = to the end.
+
+    Raises:
+        ValueError: there are none.
+    """
     info = probe(path)
     # As the host trims: frames from `start` on, those at the end of the window excluded.
     first = ceil(Fraction(start).limit_denominator(10**6) * info.fps)
@@ -169,12 +183,62 @@ def trimmed_file(path: Path, start: float, duration: float) -> Path:
     frames = range(min(first, info.frames), min(stop, info.frames))
     if not frames:
         raise ValueError(f"{path} has {info.frames} frames, of which the trimmed part has none: trim it less")
+    return frames
+
+
+def trimmed_file(path: Path, start: float, duration: float) -> Path:
+    """A lossless copy of a part of a video, in the cache; streamed, whatever its length. Duration 0 = to the end."""
+    info, frames = probe(path), trimmed_frames(path, start, duration)
     destination = cached("trimmed", path, stamp(path), frames)
     if not destination.is_file():
         with VideoWriter(destination, info.width, info.height, info.fps, codec="lossless") as writer:
             for frame in read_frames(path, frames):
                 writer.write(frame)
     return destination
+
+
+def audio_file(video: Input.Video | None, audio: dict | None) -> Path | None:
+    """A file with the sound for a finished video: of the AUDIO given, else of the driving VIDEO; ``None`` = there is none.
+
+    A VIDEO stands for its own file, so that its sound is copied and not encoded again. The sound of the part that a trimmed one
+    is trimmed to, and samples from memory, are written to the cache first.
+
+    Raises:
+        ValueError: the sound is damaged, or nothing is left of the trimmed video.
+    """
+    if audio is not None:
+        return samples_file(audio)
+    if video is None:
+        return None
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+    if not isinstance(source, str):
+        audio = video.get_components().audio
+        return None if audio is None else samples_file(audio)
+    path, window = Path(source), video.get_active_trim_window()
+    if not has_sound(path) or window == (0.0, 0.0):
+        return path if has_sound(path) else None
+    frames = trimmed_frames(path, *window)
+    destination = cached("sound", path, stamp(path), frames, suffix=".wav")
+    if not destination.is_file():
+        cut_sound(path, frames, destination)
+    return destination if has_sound(destination) else None
+
+
+def samples_file(audio: dict) -> Path | None:
+    """A WAV file of the host's AUDIO in the cache, named by its content; ``None`` where it has no samples."""
+    samples, rate = audio["waveform"][0], int(audio["sample_rate"])
+    if not samples.shape[-1]:
+        return None
+    path = cached("sound", tensor_sha256(samples), rate, suffix=".wav")
+    if not path.is_file():
+        blocks = samples.split(AUDIO_BLOCK, dim=-1)
+        write_wave(path, rate, len(samples), (to_int16(block) for block in blocks))
+    return path
+
+
+def to_int16(samples: torch.Tensor) -> np.ndarray:
+    """Samples [C, n] in -1 .. 1 -> int16 [n, C]; what is louder is cut off."""
+    return (samples.float().cpu().nan_to_num(0).clamp(-1, 1) * 32767).round().to(torch.int16).numpy().T
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
@@ -191,7 +255,10 @@ def stamp(path: Path) -> tuple[int, int]:
 def write_tail(path: Path, carry: Carry) -> None:
     """Keep what the next clip needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda part: save_file({"tail": torch.from_numpy(carry.frames)}, part))
+    tensors = {"tail": torch.from_numpy(carry.frames)}
+    if carry.reference is not None:
+        tensors["reference"] = torch.from_numpy(carry.reference)
+    write_atomically(path, lambda part: save_file(tensors, part))
 
 
 def read_tail(path: Path) -> Carry:
@@ -202,7 +269,9 @@ def read_tail(path: Path) -> Carry:
     """
     if not path.is_file():
         raise ValueError("the previous clip's frames are gone from ComfyUI's temp folder: queue the first clip again")
-    return Carry(load_file(path)["tail"].numpy(), first=False)
+    tensors = load_file(path)
+    reference = tensors["reference"].numpy() if "reference" in tensors else None
+    return Carry(tensors["tail"].numpy(), first=False, reference=reference)
 
 
 def graph_fingerprint(dynprompt: object, node_id: str, input_name: str | None = None) -> str:
@@ -237,7 +306,7 @@ def graph_fingerprint(dynprompt: object, node_id: str, input_name: str | None = 
 
 
 def _file_stamp(value: str) -> list[int]:
-    """Size and time of the file that a widget names in any of the host's model folders or its input folder."""
+    """Size and time of the file that a widget names in any of the host's model folders."""
     if not value or len(value) > 255 or "\n" in value:
         return []
     paths = (folder_paths.get_full_path(kind, value) for kind in folder_paths.folder_names_and_paths)

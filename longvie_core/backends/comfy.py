@@ -2,7 +2,8 @@
 
 A ``DIFFUSION_MODEL`` wrapper puts the history in front of the clip and starts the control streams; a ``double_block`` patch
 adds their residuals after each controlled block; a ``SAMPLER_SAMPLE`` wrapper blends the first latent frame. Control latents
-travel in the conditioning's ``model_conds``, so that context windows slice them. No state stays on patches or on the model: one
+travel in the conditioning's ``model_conds``, so that context windows slice them; so do a clip's own strengths, so that one
+patched MODEL serves clips of any strength. No state stays on patches or on the model: one
 evaluation's streams live in a copy of ``transformer_options``.
 """
 
@@ -30,11 +31,13 @@ import torch
 from comfy.ldm.wan.model import WanAttentionBlock, WanModel, sinusoidal_embedding_1d
 from torch import Tensor
 
+from ..anchor import AnchorSettings
 from ..autoregress import ClipInputs, HistorySettings
 from ..checkpoint import read_control, read_overlay
 from ..conditioning import history_input
 from ..dual_control import DualControl, DualControlConfig, Streams, Strengths
 from ..noise import FIRST_FRAME_SIGMA, blend_first_frame
+from ..prompts import ClipStrengths
 
 log = logging.getLogger("longvie")
 
@@ -42,7 +45,7 @@ MINIMUM_HOST = (0, 30, 0)
 """First ComfyUI whose Wan model calls post-block ``double_block`` patches."""
 
 KEY = "longvie"
-DENSE, SPARSE, HISTORY = "longvie_dense", "longvie_sparse", "longvie_history"
+DENSE, SPARSE, HISTORY, STRENGTHS = "longvie_dense", "longvie_sparse", "longvie_history", "longvie_strengths"
 CONTROLS = {"dense": DENSE, "sparse": SPARSE, "history": HISTORY}
 
 SIGMA_ROUNDING = 1e-6
@@ -188,10 +191,13 @@ class SigmaRange:
             sampling.percent_to_sigma(modality.end_percent),
         )
 
-    def at(self, sigma: float | None) -> float:
-        """Strength at a sigma; outside a sampling run (``None``) always on. Bounds belong to the range, float32 or not."""
+    def at(self, sigma: float | None, strength: float | None = None) -> float:
+        """Strength at a sigma; outside a sampling run (``None``) always on. Bounds belong to the range, float32 or not.
+
+        ``strength`` takes the place of the range's own.
+        """
         if sigma is None or self.end - SIGMA_ROUNDING <= sigma <= self.start + SIGMA_ROUNDING:
-            return self.strength
+            return self.strength if strength is None else strength
         return 0.0
 
 
@@ -245,14 +251,16 @@ class ControlWrapper:
     def __call__(
         self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs
     ) -> Tensor:
-        dense, sparse, history = (kwargs.pop(key, None) for key in (DENSE, SPARSE, HISTORY))
+        dense, sparse, history, own = (kwargs.pop(key, None) for key in (DENSE, SPARSE, HISTORY, STRENGTHS))
         options = dict(transformer_options or {})
         window = options.get("context_window")
         if history is not None and (window is None or window.index_list[0] == 0):
             past = history_input(history[0]).to(x)
         else:
             past = x[:, :, :0]
-        evaluation = self._start(executor.class_obj, x, timestep, context, clip_fea, dense, sparse, past.shape[2], options)
+        evaluation = self._start(
+            executor.class_obj, x, timestep, context, clip_fea, dense, sparse, own or ClipStrengths(), past.shape[2], options
+        )
         if evaluation is not None:
             options[KEY] = evaluation
         # EasyCache reads the last positional argument, so all of them go on by position.
@@ -266,13 +274,16 @@ class ControlWrapper:
         return out[:, :, past.shape[2] :]
 
     @torch.compiler.disable
-    def _start(self, backbone, x, timestep, context, clip_fea, dense, sparse, history_frames, options) -> Evaluation | None:
+    def _start(
+        self, backbone, x, timestep, context, clip_fea, dense, sparse, own, history_frames, options
+    ) -> Evaluation | None:
         if dense is None and sparse is None:
             self._warn("a conditioning without LongVie's control reached the model: wire positive and negative through it")
             return None
         sigma = float(options["sigmas"][0]) if options.get("sigmas") is not None else None
         strengths = Strengths(
-            0.0 if dense is None else self.dense.at(sigma), 0.0 if sparse is None else self.sparse.at(sigma)
+            0.0 if dense is None else self.dense.at(sigma, own.dense),
+            0.0 if sparse is None else self.sparse.at(sigma, own.sparse),
         )
         if not strengths.active:
             return None
@@ -441,10 +452,19 @@ def check_fit(backbone: WanModel, config: DualControlConfig) -> None:
 
 
 def with_control(
-    conditioning: Conditioning, dense: Tensor | None, sparse: Tensor | None, history: Tensor | None
+    conditioning: Conditioning,
+    dense: Tensor | None,
+    sparse: Tensor | None,
+    history: Tensor | None,
+    strengths: ClipStrengths | None = None,
 ) -> Conditioning:
-    """CONDITIONING that carries control latents [1, 36, f, h, w] and history latents [1, 16, f_h, h, w] (normalised)."""
+    """CONDITIONING that carries control latents [1, 36, f, h, w] and history latents [1, 16, f_h, h, w] (normalised).
+
+    ``strengths`` of this clip take the place of those that the MODEL was patched with.
+    """
     extra = {}
+    if strengths is not None:
+        extra[STRENGTHS] = comfy.conds.CONDConstant(strengths)
     if dense is not None:
         extra[DENSE] = comfy.conds.CONDNoiseShape(dense)
     if sparse is not None:
@@ -548,6 +568,7 @@ class MultimodalSampler:
         sigmas: [steps + 1].
         cfg: guidance scale.
         history: what later clips see of the one before.
+        anchor: how strongly later clips are held to the first one's colours.
     """
 
     model: comfy.model_patcher.ModelPatcher
@@ -557,6 +578,7 @@ class MultimodalSampler:
     sigmas: Tensor
     cfg: float
     history: HistorySettings = field(default_factory=HistorySettings)
+    anchor: AnchorSettings = field(default_factory=AnchorSettings)
 
     def __post_init__(self) -> None:
         check_image_branch(self.model, self.clip_vision)
@@ -579,6 +601,7 @@ class ComfyBackend:
         text: ``clip number -> (positive, negative)`` CONDITIONING.
         seed: seed that stochastic host samplers get, by clip number.
         on_step: progress.
+        strengths: the clip's own control strengths, by clip number; the sampler's by default.
     """
 
     def __init__(
@@ -587,11 +610,13 @@ class ComfyBackend:
         text: Callable[[int], tuple[Conditioning, Conditioning]],
         seed: Callable[[int], int],
         on_step: ProgressHook | None = None,
+        strengths: Callable[[int], ClipStrengths] | None = None,
     ) -> None:
         self.sampler = sampler
         self.text = text
         self.seed = seed
         self.on_step = on_step
+        self.strengths = strengths or (lambda _: ClipStrengths())
         self.codec = VaeCodec(sampler.vae, sampler.model)
         self.encode = self.codec.encode
         self.encode_first_frame = self.codec.encode_first_frame
@@ -604,8 +629,9 @@ class ComfyBackend:
         vision = None
         if self.sampler.clip_vision is not None:
             vision = encode_clip_vision(self.sampler.clip_vision, inputs.start_frame)
+        strengths = self.strengths(inputs.clip)
         positive, negative = (
-            with_control(with_image(text, inputs.image, vision), inputs.dense, inputs.sparse, inputs.history)
+            with_control(with_image(text, inputs.image, vision), inputs.dense, inputs.sparse, inputs.history, strengths)
             for text in self.text(inputs.clip)
         )
         guider = comfy.samplers.CFGGuider(self.sampler.model)

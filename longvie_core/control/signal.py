@@ -27,6 +27,9 @@ from ..video import VideoWriter, probe, read_frames, stretch
 
 MODALITIES = ("dense", "sparse")
 KINDS = ("disparity", "depth")
+MAX_NAME_BYTES = 255
+"""What file systems allow."""
+
 CONTROL_CRF = 8
 """h264 quality of written clips folders: the tracks' colours are what the network reads."""
 
@@ -387,8 +390,8 @@ def _write_clip(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None
 def _inside(folder: Path, written: str, role: str) -> Path:
     """The file in ``folder`` with the file name of ``written``, which must be a real file in that folder."""
     name = written.replace("\\", "/").rsplit("/", 1)[-1]
-    if name in ("", ".", "..") or "\0" in name:
-        raise ValueError(f"{folder}: {written!r} ({role}) is not a file name")
+    if name in ("", ".", "..") or "\0" in name or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise ValueError(f"{folder}: {written[:MAX_NAME_BYTES]!r} ({role}) is not a file name")
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {role}")

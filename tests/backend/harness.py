@@ -26,6 +26,7 @@ from longvie_core.backends import comfy as backend
 from longvie_core.conditioning import history_input
 from longvie_core.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
 from longvie_core.noise import gaussian
+from longvie_core.prompts import ClipStrengths
 from longvie_core.wan import WanConfig, WanModel
 
 SHAPE = (3, 4, 6)
@@ -182,6 +183,7 @@ class Clip:
     sparse: Tensor | None
     history: Tensor | None
     vision: object | None = None
+    strengths: ClipStrengths | None = None
     positive: backend.Conditioning = field(default_factory=lambda: text_conditioning(11))
     negative: backend.Conditioning = field(default_factory=lambda: text_conditioning(12))
 
@@ -195,7 +197,8 @@ class Clip:
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(SEED))
 
     def conditioned(self, text: backend.Conditioning) -> backend.Conditioning:
-        return backend.with_control(backend.with_image(text, self.image, self.vision), self.dense, self.sparse, self.history)
+        pictured = backend.with_image(text, self.image, self.vision)
+        return backend.with_control(pictured, self.dense, self.sparse, self.history, self.strengths)
 
 
 def make_clip(shape: tuple[int, int, int] = SHAPE, history: int = 0, seed: int = 40, vision: object | None = None) -> Clip:

@@ -15,6 +15,7 @@ from harness import SEED, Rig, ksampler, largest, make_clip, shifted, simple_sig
 from devtools.tiny import randomize
 from longvie_core.autoregress import ClipInputs
 from longvie_core.backends import comfy as backend
+from longvie_core.conditioning import encoded_history_frames
 
 SIZE = 224
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -130,6 +131,18 @@ def test_frames_are_encoded_and_normalised(tiny: Rig, vae: comfy.sd.VAE, codec: 
     ours = codec.encode(list(frames))
     assert ours.shape == (1, 16, 2, 4, 6)
     assert largest(ours - expected) < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("frames", range(1, 18))
+def test_of_a_history_of_any_length_the_vae_encodes_what_we_say(codec: backend.VaeCodec, frames: int) -> None:
+    """The Wan VAE takes one frame, then fours, and drops what is left over: the newest frames of a history."""
+    used = encoded_history_frames(frames)
+    history = [picture(16, 16, seed) for seed in range(frames)]
+    latents = codec.encode(history)
+    assert latents.shape[2] == 1 + (used - 1) // 4
+    assert torch.equal(codec.encode(history[:used]), latents), "a frame that we call dropped changes the latents"
+    changed = [*history[: used - 1], picture(16, 16, 99), *history[used:]]
+    assert largest(codec.encode(changed) - latents) > 1e-3, "a frame that we call used has no effect"
 
 
 def test_a_lone_frame_is_followed_by_mid_grey(tiny: Rig, vae: comfy.sd.VAE, codec: backend.VaeCodec) -> None:

@@ -43,6 +43,7 @@ from torch import Tensor
 from longvie_core.backends import comfy as backend
 from longvie_core.checkpoint import merge_overlay
 from longvie_core.dual_control import Strengths
+from longvie_core.prompts import ClipStrengths
 
 NO_CONTROL = Strengths(0, 0)
 
@@ -340,9 +341,11 @@ def test_memory_is_budgeted_for_a_window_and_the_history(
 
 @dataclass(frozen=True)
 class CompiledRuns:
-    """Sampling runs on compiled and on plain models, and how many attentions ran in compiled code."""
+    """Sampling runs on compiled and on plain models, how many graphs there were after each, and how many attentions ran in
+    compiled code."""
 
     pairs: dict[str, tuple[Tensor, Tensor]]
+    graphs: dict[str, int]
     attentions: int
     expected_attentions: int
 
@@ -354,9 +357,10 @@ def compiled_runs(tiny: Rig) -> Iterator[CompiledRuns]:
     Its guards do not look at ``transformer_options``, where control, history and strengths live: the runs share what was
     compiled for the first of them.
     """
-    steps, ran = 2, []
+    steps, ran, compilations, graphs = 2, [], [], {}
 
     def graph_backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        compilations.append(graph)
         attentions = sum("scaled_dot_product_attention" in str(node.target) for node in graph.graph.nodes)
 
         def run(*args):
@@ -382,6 +386,8 @@ def compiled_runs(tiny: Rig) -> Iterator[CompiledRuns]:
     runs = {
         "first": (once, full, first),
         "other control and history": (once, full, make_clip(history=2, seed=60)),
+        "the clip's own strengths": (once, full, replace(first, strengths=ClipStrengths(0.3, 1.5))),
+        "the clip's own strengths, other ones": (once, full, replace(first, strengths=ClipStrengths(2.0, 0.6))),
         "one modality": (once, full, replace(first, dense=None)),
         "other strengths and ranges": (compiled(weak), weak, first),
         "control off": (compiled(off), off, first),
@@ -389,13 +395,13 @@ def compiled_runs(tiny: Rig) -> Iterator[CompiledRuns]:
         "first again": (once, full, first),
     }
     with torch.inference_mode():
-        pairs = {
-            name: (ksampler(ours, clip, steps=steps), ksampler(plain, clip, steps=steps))
-            for name, (ours, plain, clip) in runs.items()
-        }
+        pairs = {}
+        for name, (ours, plain, clip) in runs.items():
+            pairs[name] = (ksampler(ours, clip, steps=steps), ksampler(plain, clip, steps=steps))
+            graphs[name] = len(compilations)
     # Self- and cross-attention of every backbone block, every step.
     expected = 2 * len(tiny.model.model.diffusion_model.blocks) * steps * len(runs)
-    yield CompiledRuns(pairs, sum(ran), expected)
+    yield CompiledRuns(pairs, graphs, sum(ran), expected)
     torch.compiler.reset()
 
 
@@ -404,6 +410,12 @@ def test_compiled_equals_uncompiled_and_bakes_nothing_in(compiled_runs: Compiled
         assert torch.equal(ours, plain), name
     results = [ours for name, (ours, _) in compiled_runs.pairs.items() if name != "first again"]
     assert all(not torch.equal(a, b) for index, a in enumerate(results) for b in results[:index])
+
+
+def test_a_clips_own_strengths_compile_nothing_anew(compiled_runs: CompiledRuns) -> None:
+    graphs = compiled_runs.graphs
+    assert graphs["first"] > 0
+    assert graphs["other control and history"] == graphs["the clip's own strengths, other ones"]
 
 
 def test_the_backbone_runs_compiled(compiled_runs: CompiledRuns) -> None:

@@ -3,16 +3,22 @@
 import logging
 from dataclasses import replace
 
+import comfy.model_patcher
+import comfy.samplers
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import (
     HOST_TOLERANCE,
+    SEED,
     STEPS,
+    Clip,
     Rig,
     counted,
     evaluate,
     first_blocks,
+    ksampler,
     largest,
     make_clip,
     make_sample,
@@ -21,7 +27,9 @@ from harness import (
     simple_sigmas,
 )
 
+from longvie_core.autoregress import ClipInputs
 from longvie_core.backends import comfy as backend
+from longvie_core.prompts import ClipStrengths
 
 
 def control_modules(rig: Rig) -> dict[str, torch.nn.Module]:
@@ -162,3 +170,80 @@ def test_ranges_follow_the_shift_of_the_model_that_is_sampled(tiny: Rig) -> None
     with counted(dense=first_blocks(tiny)["dense"]) as calls:
         sample_traced(patched, make_clip(), on_step=lambda step: ran.extend([step] * calls.pop("dense", 0)))
     assert ran == [0, 1, 2, 3, 4]
+
+
+# A clip's own strengths
+
+
+def sampled(patched, vae: object, clip: Clip, own: dict[int, ClipStrengths], cfg: float = 3.0) -> dict[int, torch.Tensor]:
+    """Latents of clips by number, sampled one after the other by one backend on one MODEL, as the clip loop does."""
+    sampler = backend.MultimodalSampler(patched, vae, None, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), cfg)
+    loop = backend.ComfyBackend(
+        sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED, strengths=lambda number: own[number]
+    )
+    frame = np.zeros((32, 48, 3), dtype=np.uint8)
+    return {
+        number: loop.sample(ClipInputs(number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise))
+        for number in own
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "as_if"),
+    [
+        (ClipStrengths(), (0.7, 1.5)),
+        (ClipStrengths(dense=0.2), (0.2, 1.5)),
+        (ClipStrengths(sparse=0.0), (0.7, 0.0)),
+        (ClipStrengths(0.0, 3.0), (0.0, 3.0)),
+    ],
+)
+def test_a_clips_own_strengths_replace_the_samplers(
+    tiny: Rig, vae: object, own: ClipStrengths, as_if: tuple[float, float]
+) -> None:
+    clip = make_clip(history=2)
+    dense, sparse = backend.ModalityRange(0.7, 0.0, 0.6), backend.ModalityRange(1.5, 0.3, 1.0)
+    model = shifted(tiny.model)
+    (ours,) = sampled(backend.apply_control(model, tiny.control, dense, sparse), vae, clip, {0: own}).values()
+    expected = backend.apply_control(
+        model, tiny.control, replace(dense, strength=as_if[0]), replace(sparse, strength=as_if[1])
+    )
+    assert torch.equal(ours, ksampler(expected, clip, 3.0))
+
+
+def test_clips_of_different_strength_share_one_model(
+    tiny: Rig, vae: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No clone, no patch and no wrapper more, and no clip leaves anything behind for the next."""
+    clip = make_clip(history=2)
+    patched = backend.apply_control(shifted(tiny.model), tiny.control)
+    own = {number: ClipStrengths(*pair) for number, pair in enumerate([(None, None), (0.3, 2.0), (0.0, 0.0), (None, None)])}
+    before = str(patched.wrappers) + str(patched.model_options)
+    alone = {number: sampled(patched, vae, clip, {number: strengths})[number] for number, strengths in own.items()}
+
+    def refused(*_args: object, **_more: object) -> None:
+        raise AssertionError("a MODEL was cloned for a clip")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.model_patcher.ModelPatcher, "clone", refused)
+        together = sampled(patched, vae, clip, own)
+    assert str(patched.wrappers) + str(patched.model_options) == before
+    assert all(torch.equal(together[number], alone[number]) for number in own)
+    assert torch.equal(together[0], together[3])
+    assert largest(together[0] - together[1]) > 0.01 and largest(together[0] - together[2]) > 0.01
+
+
+def test_a_clip_with_both_off_computes_no_control(tiny: Rig, vae: object, caplog: pytest.LogCaptureFixture) -> None:
+    clip = make_clip(history=2)
+    patched = backend.apply_control(shifted(tiny.model), tiny.control)
+    with counted(**control_modules(tiny)) as calls, caplog.at_level(logging.WARNING):
+        (ours,) = sampled(patched, vae, clip, {0: ClipStrengths(0.0, 0.0)}).values()
+    assert not calls and not caplog.text
+    off = backend.apply_control(shifted(tiny.model), tiny.control, backend.ModalityRange(0.0), backend.ModalityRange(0.0))
+    assert torch.equal(ours, ksampler(off, clip, 3.0))
+
+
+def test_a_stream_that_a_clip_turns_on_runs_although_the_sampler_has_it_off(tiny: Rig, vae: object) -> None:
+    patched = backend.apply_control(shifted(tiny.model), tiny.control, backend.ModalityRange(0.0), backend.ModalityRange(0.0))
+    with counted(**first_blocks(tiny)) as calls:
+        sampled(patched, vae, make_clip(), {0: ClipStrengths(dense=1.0)}, cfg=1.0)
+    assert (calls["dense"], calls["sparse"]) == (STEPS, 0)

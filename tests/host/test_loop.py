@@ -115,7 +115,7 @@ def test_the_run_folder_holds_video_latents_and_manifest_and_nothing_half_writte
     assert not [name for name in names if name.endswith(".part")]
     for clip in EVERY_CLIP:
         tensors = reference.folder.tensors(clip)
-        assert tensors.keys() == {"latent", "tail"}
+        assert tensors.keys() == {"latent", "tail"} | ({"colours"} if clip == 1 else set())
         assert (tensors["latent"].shape, tensors["latent"].dtype) == ((1, 16, 3, HEIGHT // 8, WIDTH // 8), np.float32)
         assert np.isfinite(tensors["latent"]).all() and tensors["latent"].std() > 0
     assert [clip["frames"] for clip in reference.folder.manifest["clips"]] == [FRAMES, FRAMES - 1, FRAMES - 1]
@@ -398,11 +398,20 @@ def test_a_damaged_clip_is_rendered_again(
 
 
 def test_a_damaged_manifest_is_set_aside_and_said_so(reference: Reference, finished: RunFolder) -> None:
+    before = finished.state(*EVERY_CLIP)
     (finished.path / "run.json").write_text("{", encoding="utf-8")
+    rendered, text = queue_again(reference.host, finished)
+    assert (rendered, finished.state(*EVERY_CLIP)) == (0, before)
+    assert "run.json is damaged" in text and "set aside" in text and "restored from its copy" in text
+    assert [path.read_text() for path in finished.path.glob("run.json.damaged-*")] == ["{"]
+
+
+def test_a_run_whose_manifest_and_copy_are_damaged_starts_over(reference: Reference, finished: RunFolder) -> None:
+    for name in ("run.json", "run.copy.json"):
+        (finished.path / name).write_text("{", encoding="utf-8")
     rendered, text = queue_again(reference.host, finished, ClipLoop={"clips": "1"})
     assert rendered == 1
-    assert "run.json is damaged" in text and "set aside" in text
-    assert list(finished.path.glob("run.json.damaged-*"))
+    assert "run.json is damaged" in text and "starts over" in text
 
 
 # ---- the range of clips
@@ -437,6 +446,53 @@ def test_a_range_of_finished_clips_renders_nothing_and_loses_nothing(reference: 
     assert len(decode(finished.video)) == stitched(2)
     assert queue_again(reference.host, finished)[0] == 0
     np.testing.assert_array_equal(decode(finished.video), decode(reference.folder.video))
+
+
+# ---- pausing for review
+
+
+def test_a_run_pauses_after_so_many_clips_and_goes_on_each_time_it_is_queued(reference: Reference) -> None:
+    folder = RunFolder.of(reference.host, "paused")
+    for finished in EVERY_CLIP:
+        # The very same prompt: the host's cache must not answer for a run that is not finished.
+        rendered, text = queue_again(reference.host, folder, ClipLoop={"pause_after": 1})
+        assert rendered == 1
+        assert len(decode(folder.video)) == stitched(finished)
+        assert ("queue again to go on" in text) is (finished < CLIPS)
+    assert queue_again(reference.host, folder, ClipLoop={"pause_after": 1})[0] == 0
+    np.testing.assert_array_equal(decode(folder.video), decode(reference.folder.video))
+
+
+def test_a_clip_that_displeases_in_review_is_rendered_again(reference: Reference) -> None:
+    folder = RunFolder.of(reference.host, "reviewed")
+    queue_again(reference.host, folder, ClipLoop={"pause_after": 2})
+    before = folder.state(1)
+    prompts = json.dumps([{"prompt": ""}, {"prompt": "", "seed_offset": 5}])
+    rendered, text = queue_again(reference.host, folder, ClipLoop={"pause_after": 1}, PromptSchedule={"prompts": prompts})
+    assert rendered == 1
+    assert "clips 2 .. 3 are rendered again: seed offset changed" in text and "paused after clip 2 of 3" in text
+    assert folder.state(1) == before
+
+
+# ---- what the node says while it works
+
+
+def test_it_says_what_is_kept_and_why_before_it_starts(reference: Reference, finished: RunFolder) -> None:
+    prompt = tiny_workflow(finished.path.name, PromptSchedule={"prompts": json.dumps(["", {"prompt": "", "seed_offset": 1}])})
+    loop = node_id(prompt, "LongVieClipLoop")
+    seen: list[tuple[str, str]] = []
+
+    def on_event(kind: str, data: object) -> None:
+        if kind == "progress_text" and data["node"] == loop:
+            seen.append(("text", data["text"]))
+        elif kind == "progress" and data["node"] == loop:
+            seen.append(("step", ""))
+
+    reference.host.run(prompt, on_event, timeout=120)
+    assert seen[0][0] == "text"
+    assert "clips 2 .. 3 are rendered again: seed offset changed" in seen[0][1] and "kept 1 of 3 clips" in seen[0][1]
+    texts = [text for kind, text in seen if kind == "text"]
+    assert [text.rpartition(" rendered in ")[0] for text in texts[1:]] == ["clip 2 of 3", "clip 3 of 3"]
 
 
 # ---- other ways to feed the loop

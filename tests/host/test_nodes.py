@@ -176,11 +176,12 @@ def test_prompt_schedule_reads_lines_and_json(host: Host) -> None:
         add(prompt, "schedule", "LongViePromptSchedule", prompts=text, negative=NEGATIVE)
         return show(host, prompt, text=["schedule", 0])["text"]
 
-    one = {"negative": None, "seed_offset": 0}
+    one = {"negative": None, "seed_offset": 0, "strengths": {"dense": None, "sparse": None}}
     assert parsed("first\n\n second ")["prompts"] == [{"text": "first", **one}, {"text": "second", **one}]
     assert parsed("")["prompts"] == [{"text": "", **one}]
-    found = parsed('["plain", {"prompt": "two\\nlines", "negative": "dull", "seed_offset": 7}]')
-    assert found["prompts"] == [{"text": "plain", **one}, {"text": "two\nlines", "negative": "dull", "seed_offset": 7}]
+    found = parsed('["plain", {"prompt": "two\\nlines", "negative": "dull", "seed_offset": 7, "sparse_strength": 0.5}]')
+    two = {"text": "two\nlines", "negative": "dull", "seed_offset": 7, "strengths": {"dense": None, "sparse": 0.5}}
+    assert found["prompts"] == [{"text": "plain", **one}, two]
     assert (found["negative"], found["clip"]) == (NEGATIVE, None)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +17,18 @@ from torch import Tensor
 
 from longvie_core.autoregress import (
     Carry,
+    ClipResult,
     HistorySettings,
+    TimedBackend,
     clip_inputs,
+    control_latents,
     generate,
     initial_latents,
     sample_euler,
 )
+from longvie_core.cache import ControlCache
 from longvie_core.clips import ClipPlan
+from longvie_core.control.latents import LatentStore
 from longvie_core.noise import UnifiedNoise
 from longvie_core.schedule import flow_sigmas
 
@@ -288,13 +296,170 @@ def test_memory_does_not_grow_with_the_clips() -> None:
     assert not any(reference() is not None for reference in references)
 
 
+class TestReadingAhead:
+    @dataclass
+    class Slow(RecordingBackend):
+        """Samples until the control pictures of the next clip are read, for 10 s at most."""
+
+        window: Window | None = None
+        seen: list[tuple[int, bool]] = field(default_factory=list)
+
+        def sample(self, inputs) -> Tensor:
+            limit = time.monotonic() + 10
+            while len(self.window.asked) < min(inputs.clip + 2, 4) and time.monotonic() < limit:
+                time.sleep(0.001)
+            self.seen.append((inputs.clip, max(self.window.asked)))
+            return super().sample(inputs)
+
+    def test_the_next_clips_pictures_are_read_while_a_clip_is_sampled_and_no_others(self) -> None:
+        window = Window(0)
+        backend = self.Slow(PLAN, window=window)
+        list(generate(PLAN, range(4), first_carry(), window, None, Source(), backend))
+        assert backend.seen == [(0, 1), (1, 2), (2, 3), (3, 3)]
+        assert window.asked == [0, 1, 2, 3], "pictures are read once"
+
+    def test_pictures_that_cannot_be_read_end_the_run_with_their_own_text_after_the_clip_before(self) -> None:
+        class Torn(Window):
+            def window(self, plan: ClipPlan, clip: int) -> Iterator[np.ndarray]:
+                yield from super().window(plan, clip)
+                if clip == 2:
+                    raise ValueError("depth_02.mp4: frame 7 is damaged")
+
+        results = generate(PLAN, range(4), first_carry(), Torn(0), None, Source(), RecordingBackend(PLAN))
+        assert [next(results).clip, next(results).clip] == [0, 1]
+        with pytest.raises(ValueError, match="depth_02.mp4: frame 7 is damaged"):
+            next(results)
+        assert not reading_threads()
+
+    @pytest.mark.parametrize("way", ["closed", "failed"])
+    def test_a_run_that_ends_early_stops_its_thread(self, way: str) -> None:
+        class Endless(Window):
+            read = 0
+
+            def window(self, plan: ClipPlan, clip: int) -> Iterator[np.ndarray]:
+                yield from super().window(plan, clip)
+                while clip == 1:
+                    Endless.read += 1
+                    time.sleep(0.001)
+                    yield np.zeros((16, 16, 3), np.uint8)
+
+        class Interrupted(RecordingBackend):
+            def sample(self, inputs) -> Tensor:
+                limit = time.monotonic() + 10
+                while not Endless.read and time.monotonic() < limit:
+                    time.sleep(0.001)
+                if way == "failed":
+                    raise InterruptedError("by the user")
+                return super().sample(inputs)
+
+        results = generate(PLAN, range(4), first_carry(), Endless(0), None, Source(), Interrupted(PLAN))
+        if way == "failed":
+            with pytest.raises(InterruptedError, match="by the user"):
+                next(results)
+        else:
+            next(results)
+            assert reading_threads()
+            results.close()
+        assert Endless.read and not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("longvie-read-ahead")]
+
+
+@dataclass
+class Content(Window):
+    """A window with a digest, as the store wants it."""
+
+    def digest(self, plan: ClipPlan, clip: int) -> str:
+        return f"{self.start} {plan.control_frames(clip)}"
+
+
+class TestStore:
+    def run(self, folder: Path, dense: Content, clips: range = range(4), **changes: object) -> tuple[list, RecordingBackend]:
+        self.store = LatentStore(ControlCache(folder, 1 << 30), "vae")
+        backend = RecordingBackend(PLAN)
+        with self.store:
+            carry = first_carry() if clips.start == 0 else Carry.after(PLAN, grey(*range(17)))
+            given = {"dense": dense, "sparse": Content(100), "noise": Source(), "backend": backend} | changes
+            return list(generate(PLAN, clips, carry, store=self.store, **given)), backend
+
+    def test_a_second_run_encodes_and_reads_no_control_and_samples_from_the_same_bits(self, tmp_path: Path) -> None:
+        dense, again = Content(0), Content(0)
+        _, first = self.run(tmp_path, dense)
+        assert (self.store.encoded, self.store.kept) == (8, 0)
+        _, second = self.run(tmp_path, again)
+        assert (self.store.encoded, self.store.kept) == (0, 8)
+        assert dense.asked == [0, 1, 2, 3] and again.asked == []
+        assert not [call for call in second.calls if call[0] == "first frame"]
+        # What is left to encode are the histories: five frames each.
+        assert {len(call[1]) for call in second.calls if call[0] == "encode"} == {5}
+        for ours, theirs in zip(second.inputs, first.inputs, strict=True):
+            assert torch.equal(ours.dense, theirs.dense) and torch.equal(ours.sparse, theirs.sparse)
+
+    def test_only_what_changed_is_read_and_encoded(self, tmp_path: Path) -> None:
+        self.run(tmp_path, Content(0))
+        _, backend = self.run(tmp_path, Content(1), range(2, 4))
+        assert (self.store.encoded, self.store.kept) == (2, 2)
+        assert [call[1] for call in backend.calls if call[0] == "first frame"] == [33, 49]
+
+    def test_with_and_without_a_store_the_inputs_are_the_same(self, tmp_path: Path) -> None:
+        _, kept = self.run(tmp_path, Content(0))
+        plain = RecordingBackend(PLAN)
+        list(generate(PLAN, range(4), first_carry(), Window(0), Window(100), Source(), plain))
+        for ours, theirs in zip(kept.inputs, plain.inputs, strict=True):
+            assert torch.equal(ours.dense, theirs.dense) and torch.equal(ours.sparse, theirs.sparse)
+
+
+class TestTimedBackend:
+    def test_adds_up_the_time_in_the_model_and_nothing_else(self) -> None:
+        class Slow(RecordingBackend):
+            def sample(self, inputs) -> Tensor:
+                time.sleep(0.05)
+                return super().sample(inputs)
+
+            def decode(self, latents: Tensor) -> np.ndarray:
+                time.sleep(0.05)
+                return super().decode(latents)
+
+        timed = TimedBackend(Slow(PLAN))
+        results: list[ClipResult] = []
+        started = time.perf_counter()
+        for result in generate(PLAN, range(2), first_carry(), Window(0), None, Source(), timed):
+            results.append(result)
+            time.sleep(0.2)
+        assert 0.2 <= timed.seconds <= time.perf_counter() - started - 0.4
+        plain = list(generate(PLAN, range(2), first_carry(), Window(0), None, Source(), RecordingBackend(PLAN)))
+        assert all(np.array_equal(ours.frames, theirs.frames) for ours, theirs in zip(results, plain, strict=True))
+
+    def test_time_until_an_error_counts(self) -> None:
+        class Failing(RecordingBackend):
+            def sample(self, inputs) -> Tensor:
+                time.sleep(0.05)
+                raise InterruptedError
+
+        timed = TimedBackend(Failing(PLAN))
+        with pytest.raises(InterruptedError):
+            list(generate(PLAN, range(2), first_carry(), None, None, Source(), timed))
+        assert timed.seconds >= 0.05
+
+
 def test_clip_inputs_is_one_round_of_the_loop() -> None:
     backend = RecordingBackend(PLAN)
     carry = Carry.after(PLAN, grey(*range(50, 67)))
-    noise = torch.zeros(1, 16, 5, 2, 2)
-    inputs = clip_inputs(PLAN, 2, carry, Window(0), Window(100), noise, HistorySettings(), backend)
-    assert inputs.clip == 2 and levels([inputs.start_frame]) == [66] and inputs.noise is noise
+    noise, dense, sparse = torch.zeros(1, 16, 5, 2, 2), torch.ones(1, 36, 5, 2, 2), torch.ones(1, 36, 5, 2, 2)
+    inputs = clip_inputs(PLAN, 2, carry, dense, sparse, noise, HistorySettings(), backend)
+    assert inputs.clip == 2 and levels([inputs.start_frame]) == [66]
+    assert inputs.noise is noise and inputs.dense is dense and inputs.sparse is sparse
     assert float(inputs.history.unique()) == 59  # the first of the last eight
+
+
+def test_control_latents_of_one_clip() -> None:
+    latents = control_latents(Window(7), PLAN, 2, RecordingBackend(PLAN))
+    first = 7 + 16 * 2
+    assert latents.shape == (1, 36, 5, 2, 2)
+    assert (latents[:, :16] == first).all() and (latents[:, 20:] == -first).all()
+    assert (latents[:, 16:20, 0] == 1).all() and (latents[:, 16:20, 1:] == 0).all()
 
 
 @pytest.mark.parametrize(

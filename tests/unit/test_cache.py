@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from longvie_core.cache import ControlCache, size_of
+import pytest
+
+from longvie_core.cache import ControlCache, remove, size_of
 
 
 def fill(path: Path, size: int, age: int) -> Path:
@@ -70,3 +72,14 @@ def test_a_vanished_entry_is_noticed(tmp_path: Path) -> None:
     assert cache.forget_lost() == 0
     entry.unlink()
     assert [cache.forget_lost(), cache.forget_lost()] == [1, 1]
+
+
+def test_what_another_host_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ControlCache(tmp_path / "cache", 100)
+    kept = fill(cache.folder / "kept", 60, age=2)
+    seen = [cache.folder / "renamed.part", kept]
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(seen))
+    assert cache.trim() == []
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # ... and is gone when its time is to be set
+    assert cache.entry("dense", 1).parent == cache.folder
+    remove(cache.folder / "gone")

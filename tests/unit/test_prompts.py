@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for
+from longvie_core.prompts import KEYS, MAX_STRENGTH, REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LINES = TEXTS.map(lambda text: " ".join(text.split())).filter(bool)
@@ -36,6 +36,10 @@ class TestLines:
     def test_a_line_that_only_holds_json_is_still_text(self) -> None:
         assert parse_prompts('{"prompt": "a"}') == (ClipPrompt('{"prompt": "a"}'),)
 
+    def test_half_of_a_surrogate_pair_is_named_by_its_line(self) -> None:
+        with pytest.raises(ValueError, match="prompt 2 holds half of a surrogate pair"):
+            parse_prompts("a\n\nb\ud83d")
+
     def test_a_bracket_that_is_not_first_is_text(self) -> None:
         assert parse_prompts("a [b]\n[c]") == (ClipPrompt("a [b]"), ClipPrompt("[c]"))
 
@@ -43,9 +47,13 @@ class TestLines:
 ENTRIES = st.one_of(
     TEXTS.map(lambda text: (text, ClipPrompt(text))),
     st.builds(
-        lambda prompt, rest: ({"prompt": prompt, **rest}, ClipPrompt(prompt, **rest)),
+        lambda prompt, rest, strengths: (
+            {"prompt": prompt, **rest, **{f"{name}_strength": value for name, value in strengths.items()}},
+            ClipPrompt(prompt, **rest, strengths=ClipStrengths(**strengths)),
+        ),
         TEXTS,
         st.fixed_dictionaries({}, optional={"negative": TEXTS, "seed_offset": st.integers(-(2**31), 2**31)}),
+        st.dictionaries(st.sampled_from(["dense", "sparse"]), st.floats(0, MAX_STRENGTH) | st.integers(0, 10)),
     ),
 )
 
@@ -68,10 +76,18 @@ class TestJson:
             ("[]", "empty JSON list"),
             ("[" * 100_000, "start with '\\['"),
             ("[" + "1" * 5000 + "]", "'\\['|prompt 1 is a int"),
+            ('["a", {"prompt": "b", "dense_strength": -0.1}]', "prompt 2: 'dense_strength' must be a number from 0 to 10"),
+            ('[{"prompt": "a", "sparse_strength": 10.5}]', "prompt 1: 'sparse_strength' must be a number from 0 to 10"),
+            ('[{"prompt": "a", "dense_strength": "1"}]', "prompt 1: 'dense_strength' must be a number"),
+            ('[{"prompt": "a", "dense_strength": true}]', "prompt 1: 'dense_strength' must be a number"),
+            ('[{"prompt": "a", "dense_strength": [1]}]', "prompt 1: 'dense_strength' must be a number"),
+            ('[{"prompt": "a", "sparse_strength": NaN}]', "prompt 1: 'sparse_strength' must be a number"),
+            ('[{"prompt": "a", "sparse_strength": Infinity}]', "prompt 1: 'sparse_strength' must be a number"),
+            ('[{"prompt": "a", "sparse_strength": 1' + "0" * 400 + "}]", "prompt 1: 'sparse_strength' must be a number"),
             ('["a", 5]', "prompt 2 is a int: give a string or an object"),
             ('["a", null]', "prompt 2 is a NoneType"),
             ('["a", ["b"]]', "prompt 2 is a list"),
-            ('[{"prompt": "a"}, {"text": "b"}]', "prompt 2 has an unknown key 'text': use prompt, negative, seed_offset"),
+            ('[{"prompt": "a"}, {"text": "b"}]', "prompt 2 has an unknown key 'text': use prompt, negative, seed_"),
             ('[{"negative": "b"}]', "prompt 1 has no text under 'prompt'"),
             ('[{"prompt": 3}]', "prompt 1 has no text under 'prompt'"),
             ('[{"prompt": "a", "negative": ["b"]}]', "prompt 1: 'negative' must be a string"),
@@ -88,6 +104,15 @@ class TestJson:
         with pytest.raises(ValueError, match=message):
             parse_prompts(text)
 
+    def test_strengths_by_hand(self) -> None:
+        text = (
+            '["a", {"prompt": "b", "dense_strength": 0}, {"prompt": "c", "dense_strength": null, "sparse_strength": 2.5}, '
+            '{"prompt": "d", "dense_strength": 0, "sparse_strength": 10}]'
+        )
+        strengths = [(prompt.strengths.dense, prompt.strengths.sparse) for prompt in parse_prompts(text)]
+        assert strengths == [(None, None), (0.0, None), (None, 2.5), (0.0, 10.0)]
+        assert all(type(value) is float for pair in strengths for value in pair if value is not None)
+
     def test_a_whole_surrogate_pair_is_a_character(self) -> None:
         assert parse_prompts(r'["\ud83d\ude00"]') == (ClipPrompt("\U0001f600"),)
 
@@ -95,7 +120,7 @@ class TestJson:
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["prompt", "negative", "seed_offset", "x"]), inner, max_size=4),
+    | st.dictionaries(st.sampled_from([*KEYS, "x"]), inner, max_size=4),
     max_leaves=8,
 )
 
@@ -109,6 +134,7 @@ def test_any_text_gives_prompts_or_a_value_error(text: str) -> None:
         return
     assert prompts
     for prompt in prompts:
+        assert all(value is None or 0 <= value <= MAX_STRENGTH for value in vars(prompt.strengths).values())
         assert isinstance(prompt.text, str) and type(prompt.seed_offset) is int
         assert prompt.negative is None or isinstance(prompt.negative, str)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import itertools
 import json
 import os
+import re
+import shutil
+import stat
 import tempfile
 from fractions import Fraction
 from pathlib import Path, PureWindowsPath
@@ -13,11 +18,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from longvie_core.clips import ClipPlan
+from longvie_core.files import check_space, is_disk_full, temporary_name, write_atomically
 from longvie_core.run import ClipKey, Manifest, Run, check_run_name, clip_range
 from longvie_core.video import concat, probe, read_frames
 
@@ -50,9 +57,9 @@ def save(run: Run, clip: int, take: int = 0, plan: ClipPlan = PLAN, **changes: s
 
 
 def rendered(folder: Path, clips: int = 3, plan: ClipPlan = PLAN) -> Run:
-    run = Run(folder)
-    for clip in range(clips):
-        save(run, clip, plan=plan)
+    with Run(folder).locked() as run:
+        for clip in range(clips):
+            save(run, clip, plan=plan)
     return run
 
 
@@ -78,6 +85,25 @@ def manifest_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text("utf-8"))
 
 
+def signed(data: dict) -> dict:
+    """A manifest's content with its hash: of the rest, as JSON with sorted keys and no spaces."""
+    data = {name: value for name, value in data.items() if name != "sha256"}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return {**data, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def write_manifest(folder: Path, data: dict) -> None:
+    """Put a manifest in place as if the run had written it."""
+    for name in ("run.json", "run.copy.json"):
+        (folder / name).write_text(json.dumps(signed(data)), "utf-8")
+
+
+def opened(folder: Path) -> Run:
+    """A run after it was locked once."""
+    with Run(folder).locked() as run:
+        return run
+
+
 def decoded(path: Path) -> np.ndarray:
     return np.stack(list(read_frames(path, range(probe(path).frames))))
 
@@ -85,12 +111,12 @@ def decoded(path: Path) -> np.ndarray:
 class TestFiles:
     def test_names(self, folder: Path) -> None:
         names = [f"clip_000{clip}.{ending}" for clip in (1, 2, 3) for ending in ("mp4", "safetensors")]
-        assert sorted(path.name for path in folder.iterdir()) == [*names, "run.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [*names, "run.copy.json", "run.json", "run.lock"]
 
     def test_latents_and_tail_are_kept_bit_by_bit(self, folder: Path) -> None:
         for clip in range(3):
             stored = load_file(folder / f"clip_000{clip + 1}.safetensors")
-            assert stored.keys() == {"latent", "tail"}
+            assert stored.keys() == {"latent", "tail"} | ({"colours"} if clip == 0 else set())
             assert torch.equal(stored["latent"], latents(clip))
             np.testing.assert_array_equal(stored["tail"].numpy(), pictures(clip))
 
@@ -160,7 +186,7 @@ class TestResume:
         save(run, 0, take=1, prompt="another")
         data = manifest_of(folder)
         data["clips"] += old["clips"][1:]
-        (folder / "run.json").write_text(json.dumps(data), "utf-8")
+        write_manifest(folder, data)
         resume = Run(folder).resume([key(0, prompt="another"), *KEYS[1:]])
         assert resume.kept == 1
         assert resume.reasons == ("clips 2 .. 3 are rendered again: an earlier clip changed",)
@@ -255,19 +281,27 @@ class Crash(Exception):
 
 
 class TestKilled:
-    def test_only_part_files_are_left(self, tmp_path: Path) -> None:
-        for name in ("clip_0001.safetensors.part", "clip_0001.mp4.part", "run.json.part"):
-            (tmp_path / name).write_bytes(b"half a file")
-        run = Run(tmp_path)
-        assert run.resume(KEYS).kept == 0
-        save(run, 0)
-        assert Run(tmp_path).resume(KEYS).kept == 1
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["clip_0001.mp4", "clip_0001.safetensors", "run.json"]
+    def test_half_written_files_are_removed_when_the_run_is_next_locked(self, folder: Path) -> None:
+        before = {path.name for path in folder.iterdir()}
+        (folder / "prompts").mkdir()
+        (folder / "prompts" / "0123.safetensors").write_bytes(b"text")
+        # Ours with and without a process's mark, and what the safetensors library calls its own.
+        left = ["clip_0004.mp4.5f2a.part", "run.json.part", ".tmpAb12Cd", "prompts/a.safetensors.part", "prompts/.tmpAb12Cd"]
+        for name in left:
+            (folder / name).write_bytes(b"half a file")
+        Run(folder)
+        assert all((folder / name).exists() for name in left), "without the lock they may be somebody's work"
+        run = opened(folder)
+        assert {path.name for path in folder.iterdir()} == {*before, "prompts"}
+        assert [path.name for path in (folder / "prompts").iterdir()] == ["0123.safetensors"]
+        assert run.notes == ["half-written files of a stopped process were removed"]
+        assert run.resume(KEYS).kept == 3
+        assert opened(folder).notes == []
 
     def test_the_manifest_lacks_the_last_clip(self, folder: Path) -> None:
         data = manifest_of(folder)
         data["clips"].pop()
-        (folder / "run.json").write_text(json.dumps(data), "utf-8")
+        write_manifest(folder, data)
         run = Run(folder)
         assert run.resume(KEYS).kept == 2
         save(run, 2, take=1)
@@ -275,12 +309,12 @@ class TestKilled:
         np.testing.assert_array_equal(Run(folder).last_frame(2, PLAN), pictures(2, take=1)[-1])
 
     @pytest.mark.parametrize("after_rename", [False, True])
-    @pytest.mark.parametrize("rename", [0, 1, 2])
+    @pytest.mark.parametrize("rename", [0, 1, 2, 3])
     @pytest.mark.parametrize("clip", [0, 2, 3])
     def test_at_every_moment_of_saving(
         self, folder: Path, clip: int, rename: int, after_rename: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Saving renames three files into place; what was finished before is either kept or known to be overwritten."""
+        """Saving renames four files into place; what was finished before is either kept or known to be overwritten."""
         plan = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 4 + 1)
         real, count = Path.replace, itertools.count()
 
@@ -300,9 +334,9 @@ class TestKilled:
 
         old = [*KEYS, key(3)]
         new = [*old[:clip], key(clip, prompt="another"), *old[clip + 1 :]]
-        again = Run(folder)
+        again = opened(folder)
         assert again.notes == []
-        finished = rename == 2 and after_rename
+        finished = rename == 3 or (rename == 2 and after_rename)
         assert again.resume(new).kept == (clip + 1 if finished else clip)
         if not finished:
             touched = rename > 0 or after_rename
@@ -330,7 +364,7 @@ def manifest_text(entry: dict | None = None, **changes: object) -> str:
     """A manifest with one clip; Infinity and the like are written as Python reads them."""
     clip = ENTRY | (entry or {})
     data = {"version": 1, "fps": "16", "clips": [clip], "video": {}} | changes
-    return json.dumps({name: value for name, value in data.items() if value is not ...})
+    return json.dumps(signed({name: value for name, value in data.items() if value is not ...}))
 
 
 WRONG = [
@@ -344,6 +378,10 @@ WRONG = [
     ("fps no number", manifest_text(fps="fast")),
     ("fps by zero", manifest_text(fps="1/0")),
     ("fps zero", manifest_text(fps="0")),
+    ("fps too large to work out", manifest_text(fps="1e999999999")),
+    ("fps of many digits", manifest_text(fps="9" * 4000)),
+    ("hash gone", json.dumps({**json.loads(manifest_text()), "sha256": None})),
+    ("edited", manifest_text().replace('"frames": 9', '"frames": 8')),
     ("no clips", manifest_text(clips=...)),
     ("clips a number", manifest_text(clips=3)),
     ("clips null", manifest_text(clips=None)),
@@ -362,6 +400,9 @@ WRONG = [
     ("frames null", manifest_text({"frames": None})),
     ("frames infinite", manifest_text({"frames": float("inf")})),
     ("frames NaN", manifest_text({"frames": float("nan")})),
+    ("frames true", manifest_text({"frames": True})),
+    ("frames none", manifest_text({"frames": 0})),
+    ("seconds infinite", manifest_text({"seconds": float("inf")})),
     ("seconds text", manifest_text({"seconds": "long"})),
     ("seconds too large", manifest_text({"seconds": 10**400})),
 ]
@@ -374,25 +415,66 @@ class TestManifest:
             Manifest.from_json(text)
 
     @pytest.mark.parametrize("text", [text for _, text in WRONG], ids=[name for name, _ in WRONG])
-    def test_a_damaged_one_is_set_aside_and_the_run_starts_over(self, text: str, tmp_path: Path) -> None:
+    def test_a_damaged_one_without_a_copy_is_set_aside_and_the_run_starts_over(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(text, "utf-8")
-        run = Run(tmp_path)
+        assert Run(tmp_path).manifest == Manifest()
+        assert [path.name for path in tmp_path.iterdir()] == ["run.json"], "nothing is written without the lock"
+        run = opened(tmp_path)
         assert run.manifest == Manifest() and run.resume(KEYS).kept == 0
-        (aside,) = tmp_path.iterdir()
+        (aside,) = [path for path in tmp_path.iterdir() if path.name != "run.lock"]
         assert aside.name.startswith("run.json.damaged-") and aside.read_text("utf-8") == text
-        (note,) = run.notes
-        assert note.startswith("run.json is damaged") and aside.name in note
+        damaged, over = run.notes
+        assert damaged.startswith("run.json is damaged") and aside.name in damaged
+        assert over == "nothing is known of the clips any more, and the run starts over"
+
+    @pytest.mark.parametrize("text", [text for _, text in WRONG], ids=[name for name, _ in WRONG])
+    def test_with_a_copy_nothing_is_lost(self, text: str, folder: Path) -> None:
+        good = (folder / "run.json").read_text("utf-8")
+        (folder / "run.json").write_text(text, "utf-8")
+        assert Run(folder).resume(KEYS).kept == 3
+        run = opened(folder)
+        assert run.resume(KEYS).kept == 3
+        assert run.notes[0].startswith("run.json is damaged") and "set aside as run.json.damaged-" in run.notes[0]
+        assert run.notes[1:] == ["run.json was restored from its copy, run.copy.json"]
+        assert (folder / "run.json").read_text("utf-8") == good
+        assert opened(folder).notes == []
+
+    def test_torn_at_any_byte_it_survives(self, folder: Path) -> None:
+        good = (folder / "run.json").read_text("utf-8")
+        for size in range(len(good)):
+            with pytest.raises(ValueError, match=r"run\.json is damaged"):
+                Manifest.from_json(good[:size])
+        for size in range(0, len(good), 41):
+            (folder / "run.json").write_text(good[:size], "utf-8")
+            assert Run(folder).resume(KEYS[:1]).kept == 1
+
+    def test_one_that_is_gone_is_restored(self, folder: Path) -> None:
+        (folder / "run.json").unlink()
+        run = opened(folder)
+        assert run.resume(KEYS).kept == 3 and run.notes == ["run.json was restored from its copy, run.copy.json"]
+        assert manifest_of(folder)["clips"]
+
+    def test_a_damaged_copy_does_not_matter_and_is_written_again(self, folder: Path) -> None:
+        (folder / "run.copy.json").write_text("{", "utf-8")
+        run = opened(folder)
+        assert (run.notes, run.resume(KEYS).kept) == ([], 3)
+        save(run, 2)
+        assert (folder / "run.copy.json").read_bytes() == (folder / "run.json").read_bytes()
 
     def test_bytes_that_are_no_text_are_set_aside(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_bytes(b"\xff\xfe\0")
-        assert Run(tmp_path).manifest == Manifest()
-        assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"\xff\xfe\0"]
+        assert opened(tmp_path).manifest == Manifest()
+        assert [path.read_bytes() for path in tmp_path.glob("run.json*")] == [b"\xff\xfe\0"]
 
-    def test_a_run_goes_on_after_its_manifest_was_damaged(self, folder: Path) -> None:
-        (folder / "run.json").write_text("{", "utf-8")
-        run = Run(folder)
-        save(run, 0)
-        assert Run(folder).resume(KEYS).kept == 1
+    def test_a_run_goes_on_after_its_manifest_was_damaged(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").write_text("{", "utf-8")
+        save(opened(tmp_path), 0)
+        assert Run(tmp_path).resume(KEYS).kept == 1
+
+    def test_a_manifest_with_signs_that_no_file_can_hold(self, tmp_path: Path) -> None:
+        run = opened(tmp_path)
+        save(run, 0, prompt="\ud800")
+        assert Run(tmp_path).manifest.clips[0].parts["prompt"] == "\ud800"
 
     @pytest.mark.parametrize("version", [0, 2, 99, "1", None, [1]])
     def test_another_version_stops_and_is_left_alone(self, version: object, tmp_path: Path) -> None:
@@ -403,46 +485,214 @@ class TestManifest:
         assert (tmp_path / "run.json").read_text("utf-8") == text
         assert len(list(tmp_path.iterdir())) == 1
 
+    def test_another_version_that_came_meanwhile_stops_too(self, folder: Path) -> None:
+        run = Run(folder)
+        (folder / "run.json").write_text('{"version": 2}', "utf-8")
+        with pytest.raises(ValueError, match="has version 2"), run.locked():
+            pytest.fail("it was opened")
+        assert (folder / "run.json").read_text("utf-8") == '{"version": 2}'
+
     def test_a_future_one_with_other_fields_stops_too(self, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text('{"version": 2, "sections": {}}', "utf-8")
         with pytest.raises(ValueError, match="has version 2"):
             Run(tmp_path)
 
-    @given(
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
-            lambda inner: st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from([*ENTRY, "version", "fps", "clips", "video"]), inner, max_size=5),
-            max_leaves=12,
-        )
+
+class TestLocked:
+    def test_a_second_loop_on_the_same_run_is_refused(self, folder: Path) -> None:
+        with Run(folder).locked():
+            with pytest.raises(ValueError, match=rf"run 'run' is being written by process {os.getpid()} on .*: wait until"):
+                opened(folder)
+            opened(folder.with_name("another"))
+        opened(folder)
+
+    def test_the_manifest_is_the_one_of_the_moment_of_locking(self, folder: Path) -> None:
+        early = Run(folder)
+        save(Run(folder), 0, take=1, prompt="another")
+        with early.locked():
+            assert early.resume(KEYS).kept == 0
+
+    def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
+        (tmp_path / "longvie").write_text("")
+        for folder in (tmp_path / "longvie", tmp_path / "longvie" / "run"):
+            with pytest.raises(ValueError, match=rf"run '{folder.name}' cannot be written or read .*: make its folder"):
+                Run(folder)
+
+    def test_a_folder_in_the_manifests_place(self, tmp_path: Path) -> None:
+        (tmp_path / "run.json").mkdir()
+        with pytest.raises(ValueError, match=r"cannot be written or read .*run\.json"):
+            Run(tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="rights do not bind the root user")
+    def test_a_folder_without_the_right_to_write(self, folder: Path) -> None:
+        folder.chmod(0o555)
+        (folder / "run.lock").chmod(0o444)
+        with pytest.raises(ValueError, match="cannot be written or read"):
+            opened(folder)
+
+    @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+    def test_a_folder_that_cannot_be_written(self, folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path, *_: object) -> int:
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr("longvie_core.lock.os.open", refuse)
+        with pytest.raises(ValueError, match=rf"run 'run' cannot be written or read \({os.strerror(number)}: .*run\.lock"):
+            opened(folder)
+
+    def test_errors_that_are_not_the_disks_pass(self, folder: Path) -> None:
+        for error in (KeyError("x"), ValueError("y"), FileNotFoundError(errno.ENOENT, "none", "/elsewhere"), Crash()):
+            with pytest.raises(type(error)) as caught, Run(folder).locked():
+                raise error
+            assert caught.value is error
+
+
+class TestLinks:
+    @pytest.fixture
+    def outside(self, tmp_path: Path) -> Path:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "precious").write_bytes(b"precious")
+        return outside
+
+    @pytest.mark.parametrize("name", ["prompts", "clip_0001.mp4", "run.lock", "anything"])
+    def test_that_lead_out_are_refused(self, name: str, folder: Path, outside: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        target = outside if name == "prompts" else outside / "precious"
+        (folder / name).symlink_to(target, target_is_directory=target.is_dir())
+        with pytest.raises(ValueError, match=rf"{name} in run 'run' is a link that leads out of the run's folder: remove it"):
+            opened(folder)
+        assert [path.read_bytes() for path in outside.iterdir()] == [b"precious"]
+
+    def test_of_half_written_files_are_not_written_through(self, folder: Path, outside: Path) -> None:
+        run = opened(folder)
+        for path in (run.latents_path(0), run.video_path(0), folder / "run.json"):
+            temporary_name(path).symlink_to(outside / "precious")
+        with pytest.raises(ValueError, match="leads out"):
+            opened(folder)
+        for path in (run.latents_path(0), folder / "run.json"):
+            write_atomically(path, lambda part: part.write_bytes(b"new"))
+            assert path.read_bytes() == b"new" and not path.is_symlink()
+        assert (outside / "precious").read_bytes() == b"precious"
+
+    def test_files_that_came_as_links_are_replaced(self, folder: Path, outside: Path) -> None:
+        """Between locking and writing: what a link shows is not touched."""
+        with Run(folder).locked() as run:
+            for path in (run.latents_path(0), run.video_path(0), folder / "run.json", folder / "run.copy.json", run.video):
+                path.unlink(missing_ok=True)
+                path.symlink_to(outside / "precious")
+            save(run, 0)
+            run.assemble(1)
+        assert not [path for path in folder.iterdir() if path.is_symlink()]
+        assert [path.read_bytes() for path in outside.iterdir()] == [b"precious"]
+
+
+def no_space() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class TestFullDisk:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            no_space(),
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            av.error.OSError(errno.ENOSPC, "No space left on device", "clip_0003.mp4"),
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ],
+        ids=["write", "quota", "PyAV", "safetensors"],
     )
-    def test_any_json_is_read_or_refused_by_name(self, value: object) -> None:
-        for text in (json.dumps(value), json.dumps({"version": 1, "fps": "16", "clips": [value], "video": {}})):
+    def test_is_one_error_that_says_what_is_safe(self, folder: Path, error: Exception) -> None:
+        where = re.escape(str(folder))
+        says = rf"the disk is full: 2 of 4 clips are finished and safe in {where}; free space and queue again"
+        with pytest.raises(ValueError, match=says), Run(folder).locked() as run:
+            assert run.resume([*KEYS[:2], key(2, prompt="x"), key(3)]).kept == 2
+            raise error
+        with pytest.raises(ValueError, match=r"the disk is full: 3 clips are finished"), Run(folder).locked() as run:
+            raise error
+
+    def test_an_error_because_of_it_counts_too(self, folder: Path) -> None:
+        with pytest.raises(ValueError, match="the disk is full"), Run(folder).locked():
             try:
-                manifest = Manifest.from_json(text)
-            except ValueError as error:
-                assert str(error).startswith("run.json ")
-            else:
-                assert repr(Manifest.from_json(manifest.to_json())) == repr(manifest)  # NaN does not equal itself
+                raise no_space()
+            except OSError as error:
+                raise ValueError("cannot encode") from error
 
-    @settings(max_examples=200)
-    @given(st.data())
-    def test_any_field_of_any_kind_is_read_or_refused_by_name(self, data: st.DataObject) -> None:
-        odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just([]) | st.just({})
-        entry = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(ENTRY, odd)))
-        changes = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(["fps", "clips", "video"], odd)))
-        try:
-            Manifest.from_json(manifest_text(entry, **changes))
-        except ValueError as error:
-            assert str(error).startswith("run.json is damaged")
+    def test_clips_that_came_meanwhile_are_counted(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="the disk is full: 2 of 3 clips"), Run(tmp_path).locked() as run:
+            run.resume(KEYS)
+            save(run, 0)
+            save(run, 1)
+            raise no_space()
 
-    @given(st.integers(0, 400))
-    @example(0)
-    def test_any_torn_write_is_refused_by_name(self, size: int) -> None:
-        text = manifest_text()
-        if size < len(text):
-            with pytest.raises(ValueError, match=r"run\.json is damaged"):
-                Manifest.from_json(text[:size])
+    @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), SafetensorError("bad (os error 5)"), ValueError("28")])
+    def test_other_errors_are_not_taken_for_it(self, error: Exception) -> None:
+        assert not is_disk_full(error)
+
+    def test_nothing_half_written_is_left_and_the_rest_is_intact(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The disk fills at every flush in turn: latents, video, manifest, its copy."""
+        before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.lock"}
+        real = os.fsync
+        for full_at in range(4):
+            count = itertools.count()
+
+            def fsync(file: int, full_at: int = full_at, count: itertools.count = count) -> None:
+                if stat.S_ISREG(os.fstat(file).st_mode) and next(count) == full_at:
+                    raise no_space()
+                real(file)
+
+            monkeypatch.setattr(os, "fsync", fsync)
+            with pytest.raises(ValueError, match="the disk is full"), Run(folder).locked() as run:
+                save(run, 3, plan=ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=33))
+            monkeypatch.undo()
+            assert not list(folder.glob("*.part"))
+            kept = {name: (folder / name).read_bytes() for name in before if not name.endswith(".json")}
+            assert kept == {name: content for name, content in before.items() if name in kept}
+            assert Run(folder).resume(KEYS).kept == 3
+
+
+class TestSpace:
+    def test_what_is_needed_is_never_less_than_what_is_taken(self, tmp_path: Path) -> None:
+        """Noise, the most that h264 can be asked for; the whole run and from its second clip on."""
+        plan = ClipPlan(width=64, height=48, frames=17, source_frames=49)
+        noise = np.random.default_rng(0).integers(0, 256, (3, 17, 48, 64, 3), dtype=np.uint8)
+        taken = []
+        with Run(tmp_path).locked() as run:
+            estimates = [run.estimate(plan, range(3))]
+            for clip in range(3):
+                run.save_clip(clip, plan, key(clip), torch.zeros(1, 16, 5, 6, 8), noise[clip], 1.0)
+                taken.append(sum(path.stat().st_size for path in tmp_path.glob(f"clip_{clip + 1:04d}.*")))
+                if clip == 0:
+                    estimates.append(run.estimate(plan, range(1, 3)))
+            video = run.assemble(3).stat().st_size
+        for estimate, needed in zip(estimates, (sum(taken) + video, sum(taken[1:]) + video), strict=True):
+            assert needed <= estimate <= 3 * needed + 4 * (64 << 10)
+
+    def test_it_learns_from_the_clips_that_are_kept(self, folder: Path) -> None:
+        run = Run(folder)
+        plan = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=81)
+        assert run.estimate(plan, range(3, 10)) < run.estimate(plan, range(3, 10), texts=1) - 8 * 2**20 + 1
+        fresh = Run(folder.with_name("fresh"))
+        assert 0 < run.estimate(plan, range(3, 10)) < fresh.estimate(plan, range(10))
+        assert run.estimate(plan, range(3, 10)) > run.estimate(plan, range(3, 9))
+
+    def test_a_full_size_clip(self, tmp_path: Path) -> None:
+        """By hand: 16 x 21 x 44 x 80 float32, 17 + 1 frames of 640x352, one byte a pixel twice."""
+        plan = ClipPlan(source_frames=81)
+        by_hand = 16 * 21 * 44 * 80 * 4 + 18 * 640 * 352 * 3 + 2 * 81 * 640 * 352
+        assert Run(tmp_path).estimate(plan, range(1)) == pytest.approx(by_hand, rel=0.01)
+
+    def test_too_little_is_refused_with_both_numbers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 << 20))
+        check_space(tmp_path / "not" / "made", 3 << 20)
+        says = r"run has 3\.0 MiB of free disk space, but up to 1\.5 GiB are needed: free 1\.5 GiB, render fewer clips"
+        with pytest.raises(ValueError, match=says):
+            check_space(tmp_path / "run", 3 << 29)
+
+    def test_the_real_disk_is_asked(self, tmp_path: Path) -> None:
+        check_space(tmp_path, 1)
+        with pytest.raises(ValueError, match="free disk space"):
+            check_space(tmp_path, 1 << 62)
 
 
 class TestAssemble:
@@ -546,6 +796,16 @@ class TestCarry:
         np.testing.assert_array_equal(carry.frames, pictures(1))
         np.testing.assert_array_equal(carry.start_frame(PLAN), pictures(1)[8])
         np.testing.assert_array_equal(carry.history(PLAN, 8), pictures(1)[1:])
+
+    @pytest.mark.parametrize(
+        "tensors", [{}, {"tail": torch.zeros(9, SIZE, SIZE, 3)}, {"tail": torch.zeros(9, SIZE, dtype=torch.uint8)}, None]
+    )
+    def test_a_file_without_a_tail_is_refused_by_name(self, folder: Path, tensors: dict | None) -> None:
+        path = folder / "clip_0001.safetensors"
+        path.write_bytes(b"none") if tensors is None else save_file(tensors, path)
+        for read in (lambda: Run(folder).carry(1, PLAN), lambda: Run(folder).last_frame(0, PLAN)):
+            with pytest.raises(ValueError, match=r"clip_0001\.safetensors .*: render clip 1 again"):
+                read()
 
     def test_another_size_is_named(self, folder: Path) -> None:
         plan = ClipPlan(width=48, height=SIZE, frames=9, source_frames=25)
