@@ -1,7 +1,8 @@
 """The workflows as ComfyUI's page loads them: each graph of ``workflows/api``, laid out, in ``workflows``.
 
-``python -m devtools.workflows`` asks a real host for its node descriptions and writes ``NAME.json`` for every
-``api/NAME.json``; ``--pictures`` writes the ``NAME.jpg`` that the host's template browser shows, too.
+``python -m devtools.workflows`` asks a real host for its node descriptions, gives the widgets that ``api/NAME.json`` does not
+name their defaults (the page queues every widget) and writes ``NAME.json`` for each; ``--pictures`` writes the ``NAME.jpg``
+that the host's template browser shows, too.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ from PIL import Image
 
 from devtools.host import Host
 from longvie_core.clips import ClipPlan
-from longvie_core.world import make_scene
+from longvie_core.world import make_scene, render
 from longvie_core.world_clips import TrackGrid, write_scene_clips
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+"""A choice that brings inputs of its own: on the page they follow it, named ``choice.input``."""
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO}
+UPLOADS = ("image_upload", "video_upload")
+"""Options of a combo beside which the page puts an upload button, which takes a place among the widgets."""
 OPTIONAL_SHAPE = 7
 """LiteGraph's shape of an input that may stay open."""
 
@@ -44,10 +49,24 @@ class Group:
 
 
 GROUPS = (
-    Group("Controls", 0, frozenset({"LongVieLoadClips", "LongVieControlPreview", "PreviewImage"})),
+    Group("Driving video", 0, frozenset({"LoadVideo", "LoadImage", "Video Slice", "GetVideoComponents", "LongVieClipPlan"})),
+    Group(
+        "Controls",
+        1,
+        frozenset(
+            {
+                "LongVieLoadClips",
+                "LongVieDepthControl",
+                "LongVieGlobalNormalize",
+                "LongVieTrackControl",
+                "LongVieControlPreview",
+                "PreviewImage",
+            }
+        ),
+    ),
     Group(
         "Model",
-        0,
+        1,
         frozenset(
             {
                 "UNETLoader",
@@ -59,15 +78,17 @@ GROUPS = (
             }
         ),
     ),
-    Group("Prompts", 1, frozenset({"CLIPLoader", "LongViePromptSchedule"})),
-    Group("Sampling", 1, frozenset({"KSamplerSelect", "LongVieSigmas", "LongVieUnifiedNoise", "LongVieMultimodalSampler"})),
-    Group("Video", 2, frozenset({"LongVieClipLoop"})),
+    Group("Prompts", 2, frozenset({"CLIPLoader", "LongViePromptSchedule"})),
+    Group("Sampling", 2, frozenset({"KSamplerSelect", "LongVieSigmas", "LongVieUnifiedNoise", "LongVieMultimodalSampler"})),
+    Group("Video", 3, frozenset({"LongVieClipLoop"})),
 )
 
 # Room for what the page shows inside: text boxes, pictures, the video.
 SIZES = {
     "LongViePromptSchedule": (420, 330),
     "PreviewImage": (320, 260),
+    "LoadVideo": (320, 340),
+    "LoadImage": (320, 340),
     "LongVieMultimodalSampler": (360, 540),
     "LongVieClipLoop": (480, 620),
 }
@@ -75,11 +96,12 @@ NODE_WIDTH, SLOT_HEIGHT, WIDGET_HEIGHT, NODE_PADDING = 300, 20, 28, 40
 NODE_TITLE = 30
 GAP_X, GAP_Y = 60, 80
 GROUP_PADDING, GROUP_TITLE, GROUP_GAP = 30, 50, 50
-NOTE_WIDTH, NOTE_HEIGHT = 520, 640
+NOTE_WIDTH, NOTE_HEIGHT = 520, 720
 
 HUGGING_FACE = "https://huggingface.co"
 WAN = f"{HUGGING_FACE}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 LONGVIE = f"{HUGGING_FACE}/Vchitect/LongVie2/resolve/main"
+DEPTH_ANYTHING = f"{HUGGING_FACE}/Comfy-Org/Depth-Anything-3/resolve/main"
 MODEL_FILES = {
     "wan2.1_i2v_480p_14B_bf16.safetensors": ("diffusion_models", f"{WAN}/diffusion_models"),
     "dit.safetensors": ("diffusion_models", LONGVIE),
@@ -87,6 +109,7 @@ MODEL_FILES = {
     "wan_2.1_vae.safetensors": ("vae", f"{WAN}/vae"),
     "umt5_xxl_fp8_e4m3fn_scaled.safetensors": ("text_encoders", f"{WAN}/text_encoders"),
     "clip_vision_h.safetensors": ("clip_vision", f"{WAN}/clip_vision"),
+    "depth_anything_3_mono_large.safetensors": ("geometry_estimation", f"{DEPTH_ANYTHING}/geometry_estimation"),
 }
 """Published weights: folder below ComfyUI's ``models``, and the address of the folder that they are published in."""
 
@@ -106,6 +129,29 @@ page after copying, choose it in *Control clips*, and look at the two previews: 
 Every clip is on disk as soon as it is done: `output/longvie/<run_name>/clip_0001.mp4`, ... Queueing again goes on after the
 last finished clip. Try one clip first: set *clips* to `1`, then clear it.
 """,
+    "longvie_from_video": """# LongVie 2 from a video
+Depth and point tracks of any driving video, one prompt a clip and one first frame become one long video that moves as the
+driving video does: 81 frames a clip, 640x352, 16 fps.
+
+## 1. Weights, below ComfyUI/models
+{files}
+
+## 2. Your video and your picture
+Choose both in **Driving video** and **First frame** (or upload them there). The picture sets the look; it should show what
+the video's first frame shows, in its place: for example that frame in another style. To start from that frame itself,
+remove *First frame* and wire *Driving video* → *Trim Video* (duration 0.1) → *Get Video Components* → `first_frame` of the
+loop.
+
+## 3. Prompts
+Replace the example: one line a clip of 5 seconds; the last line goes on to the end.
+
+## 4. Queue
+Look at the two previews first: in the depth, **near must be black**. Every clip is on disk as soon as it is done:
+`output/longvie/<run_name>/clip_0001.mp4`, ... Queueing again goes on after the last finished clip; depth and tracks are kept,
+too. Try one clip first: set *clips* to `1`, then clear it.
+
+The last clip is filled up and cut again, so that nothing of the video is lost; *tail* = `drop` leaves it out.
+""",
     "longvie_tiny_from_control_clips": """# LongVie on a CPU, with tiny weights
 The whole graph on a model of 16 MB: 17 frames a clip, 96x64. It shows that everything runs. The weights are seeded
 random numbers, so the video is coloured noise.
@@ -118,23 +164,42 @@ random numbers, so the video is coloured noise.
 Press **R** on the page after copying, then queue. Every clip is on disk as soon as it is done, below
 `output/longvie/longvie_demo`; queueing again goes on after the last finished one.
 """,
+    "longvie_tiny_from_video": """# LongVie from a video, on a CPU
+The whole way from a driving video, with nothing to download: depth by *parallax* (from the camera's motion alone, rough),
+tracks by *Lucas-Kanade*, and a model of 16 MB with 17 frames a clip, 96x64. It shows that everything runs. The weights are
+seeded random numbers, so the video is coloured noise; the two previews of the controls are real.
+
+* **Your video**: choose it in *Driving video* (or upload it there). It also gives the first frame: *Trim Video* keeps a
+  tenth of a second, so that no long video is loaded whole.
+* **The tiny weights**: `python dev.py demo`, in the folder of this pack, makes them in `.host/demo/models`; copy the three
+  folders into `ComfyUI/models` and press **R** on the page.
+
+Every clip is on disk as soon as it is done, below `output/longvie/longvie_tiny_from_video`; queueing again goes on after
+the last finished one, and neither depth nor tracks are made again.
+""",
 }
 """Text of the note in each workflow; ``{files}`` lists its published weights."""
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """What a workflow's picture shows: controls of a procedural scene, at the size that the workflow works at."""
+    """What a workflow's picture shows: controls of a procedural scene, at the size that the workflow works at.
+
+    ``video``: the scene itself above its controls.
+    """
 
     width: int
     height: int
     grid: TrackGrid
     picture: tuple[int, int]
+    video: bool = False
 
 
 THUMBNAILS = {
     "longvie_from_control_clips": Thumbnail(640, 352, TrackGrid(), (480, 264)),
+    "longvie_from_video": Thumbnail(640, 352, TrackGrid(), (480, 396), video=True),
     "longvie_tiny_from_control_clips": Thumbnail(96, 64, TrackGrid(12, 8), (480, 320)),
+    "longvie_tiny_from_video": Thumbnail(96, 64, TrackGrid(12, 8), (480, 480), video=True),
 }
 THUMBNAIL_SCENE = 10
 THUMBNAIL_SPEED = 5.0
@@ -150,9 +215,61 @@ def is_widget(spec: Sequence[Any]) -> bool:
     return (isinstance(spec[0], list) or spec[0] in WIDGET_TYPES) and not options.get("forceInput", False)
 
 
-def input_specs(info: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """A node's inputs in the order of its widgets: required ones, then optional ones."""
-    return {name: info["input"][kind][name] for kind in ("required", "optional") for name in info["input_order"].get(kind, [])}
+def input_specs(info: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    """A node's inputs in the order of its widgets: required, then optional ones; after a dynamic combo those of its choice.
+
+    Args:
+        info: the host's description of the node.
+        inputs: the node's inputs in API form, which say what is chosen; a dynamic combo without a value takes its first option.
+
+    Raises:
+        ValueError: a dynamic combo does not offer what is chosen.
+    """
+    kinds = ((kind, info["input_order"].get(kind, [])) for kind in ("required", "optional"))
+    return expanded({name: info["input"][kind][name] for kind, names in kinds for name in names}, inputs)
+
+
+def expanded(specs: Mapping[str, Sequence[Any]], inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Sequence[Any]]:
+    """Inputs with those that the choices of dynamic combos bring, under the names that the page gives them."""
+    found: dict[str, Sequence[Any]] = {}
+    for name, spec in specs.items():
+        name = prefix + name
+        found[name] = spec
+        if spec[0] == DYNAMIC_COMBO:
+            chosen = inputs.get(name, default_value(spec))
+            options = {option["key"]: option["inputs"] for option in spec[1]["options"]}
+            if chosen not in options:
+                raise ValueError(f"{name!r} does not offer {chosen!r}: choose one of {', '.join(options)}")
+            brought = {**options[chosen].get("required", {}), **options[chosen].get("optional", {})}
+            found |= expanded(brought, inputs, f"{name}.")
+    return found
+
+
+def default_value(spec: Sequence[Any]) -> Any:
+    """What the page puts into a new widget.
+
+    Raises:
+        ValueError: a widget that has no default and nothing to choose from.
+    """
+    options = spec[1] if len(spec) > 1 else {}
+    if "default" in options:
+        return options["default"]
+    offered = spec[0] if isinstance(spec[0], list) else options.get("options")
+    if not offered:
+        raise ValueError(f"a widget of type {slot_type(spec)} has no default: give it a value in the API form")
+    return offered[0]["key"] if spec[0] == DYNAMIC_COMBO else offered[0]
+
+
+def completed(api: Mapping[str, Any], object_info: Mapping[str, Any]) -> dict[str, Any]:
+    """The graph in API form with every widget named, as the page queues it: those left out have their defaults."""
+    graph = {}
+    for identifier, node in api.items():
+        inputs = dict(node["inputs"])
+        for name, spec in input_specs(object_info[node["class_type"]], inputs).items():
+            if is_widget(spec) and name not in inputs:
+                inputs[name] = default_value(spec)
+        graph[identifier] = {**node, "inputs": inputs}
+    return graph
 
 
 def widget_values(specs: Mapping[str, Sequence[Any]], inputs: Mapping[str, Any]) -> list[Any]:
@@ -167,11 +284,15 @@ def widget_values(specs: Mapping[str, Sequence[Any]], inputs: Mapping[str, Any])
             continue
         if name not in inputs:
             raise ValueError(f"the API form gives no value for {name!r}: name every widget, as the page does")
-        linked = isinstance(inputs[name], list)
-        values.append(spec[1]["default"] if linked else inputs[name])
+        values.append(default_value(spec) if isinstance(inputs[name], list) else inputs[name])
         if len(spec) > 1 and spec[1].get("control_after_generate"):
             values.append("fixed")  # else the page would change the seed after each run, and no run would be resumed
-    return values
+    return values + ["image"] * uploads(specs)
+
+
+def uploads(specs: Mapping[str, Sequence[Any]]) -> int:
+    """How many upload buttons the page gives a node, after all its other widgets."""
+    return sum(any(spec[1].get(option) for option in UPLOADS) for spec in specs.values() if len(spec) > 1)
 
 
 def slot_type(spec: Sequence[Any]) -> str:
@@ -179,18 +300,19 @@ def slot_type(spec: Sequence[Any]) -> str:
     return "COMBO" if isinstance(spec[0], list) else spec[0]
 
 
-def input_slots(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+def input_slots(info: Mapping[str, Any], specs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """A node's input slots in the page's order, sockets before widgets, nothing linked yet."""
     optional = info["input"].get("optional", {})
     slots = []
-    for name, spec in sorted(input_specs(info).items(), key=lambda item: is_widget(item[1])):
+    for name, spec in sorted(specs.items(), key=lambda item: is_widget(item[1])):
         slot: dict[str, Any] = {"name": name, "type": slot_type(spec), "link": None}
         if name in optional:
             slot["shape"] = OPTIONAL_SHAPE
         if is_widget(spec):
             slot["widget"] = {"name": name}
         slots.append(slot)
-    return slots
+    button = {"name": "upload", "type": "IMAGEUPLOAD", "widget": {"name": "upload"}, "link": None}
+    return slots + [dict(button) for _ in range(uploads(specs))]
 
 
 def page_node(identifier: str, node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +321,7 @@ def page_node(identifier: str, node: Mapping[str, Any], info: Mapping[str, Any])
     Raises:
         ValueError: an input that the node does not have, or a widget without a value.
     """
-    specs = input_specs(info)
+    specs = input_specs(info, node["inputs"])
     unknown = node["inputs"].keys() - specs.keys()
     if unknown:
         raise ValueError(f"node {identifier} ({node['class_type']}) has no input {min(unknown)!r}")
@@ -215,7 +337,7 @@ def page_node(identifier: str, node: Mapping[str, Any], info: Mapping[str, Any])
         "title": node["_meta"]["title"],
         "flags": {},
         "mode": 0,
-        "inputs": input_slots(info),
+        "inputs": input_slots(info, specs),
         "outputs": [
             {"name": name, "type": kind, "links": []} for name, kind in zip(info["output_name"], info["output"], strict=True)
         ],
@@ -326,7 +448,7 @@ def lay_out(nodes: Mapping[str, dict[str, Any]], sources: Mapping[str, Sequence[
     if homeless:
         raise ValueError(f"{min(homeless)} has no place on the page: add it to a group in GROUPS")
     frames: list[dict[str, Any]] = []
-    left, right = NOTE_WIDTH + GROUP_GAP, 0
+    left, right = NOTE_WIDTH + GROUP_GAP, NOTE_WIDTH
     for column in sorted({group.column for group in GROUPS}):
         top = 0
         for group in (group for group in GROUPS if group.column == column):
@@ -369,11 +491,17 @@ def stack(members: Mapping[str, dict[str, Any]], sources: Mapping[str, Sequence[
 
 
 def contact_sheet(look: Thumbnail) -> Image.Image:
-    """Depth above, tracks below: the middle frames of two clips of a procedural scene."""
+    """Depth above tracks, below the video where that is asked for: the middle frames of two clips of a procedural scene."""
     plan = ClipPlan(look.width, look.height, 17, Fraction(16), source_frames=1 + 16 * (1 + max(THUMBNAIL_CLIPS)))
+    scene = make_scene(THUMBNAIL_SCENE)
+    rows = []
+    if look.video:
+        middles = (plan.control_frames(clip)[plan.frames // 2] for clip in THUMBNAIL_CLIPS)
+        times = (float(frame / plan.fps * THUMBNAIL_SPEED) for frame in middles)
+        rows.append(np.hstack([render(scene, time, look.width, look.height).rgb for time in times]))
     with tempfile.TemporaryDirectory() as folder:
-        found = write_scene_clips(Path(folder), make_scene(THUMBNAIL_SCENE), plan, look.grid, THUMBNAIL_SPEED)
-        rows = [
+        found = write_scene_clips(Path(folder), scene, plan, look.grid, THUMBNAIL_SPEED)
+        rows += [
             np.hstack([next(islice(control.window(plan, clip), plan.frames // 2, None)) for clip in THUMBNAIL_CLIPS])
             for control in (found.dense, found.sparse)
         ]
@@ -388,6 +516,11 @@ def read_api_workflows() -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((WORKFLOWS / "api").glob("*.json"))}
 
 
+def write_json(path: Path, graph: Mapping[str, Any], indent: int) -> None:
+    """Write a workflow."""
+    path.write_text(json.dumps(graph, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m devtools.workflows", description=__doc__)
@@ -397,10 +530,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as base, Host(comfyui=Path(options.comfyui), base=Path(base), pack=ROOT) as running:
         object_info = running.object_info()
-    for name, api in read_api_workflows().items():
+    for name, given in read_api_workflows().items():
+        api = completed(given, object_info)
         path = WORKFLOWS / f"{name}.json"
-        text = json.dumps(page_workflow(name, api, object_info), indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_json(WORKFLOWS / "api" / path.name, api, indent=2)
+        write_json(path, page_workflow(name, api, object_info), indent=1)
         print(path)
         if options.pictures:
             contact_sheet(THUMBNAILS[name]).save(path.with_suffix(".jpg"), quality=85, optimize=True)

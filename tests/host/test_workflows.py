@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import urllib.request
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -13,15 +14,19 @@ import pytest
 from PIL import Image
 
 from devtools.host import Host, PromptRejected
-from devtools.workflows import page_workflow
+from devtools.workflows import completed, page_workflow
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 OFFICIAL = "longvie_from_control_clips"
+FROM_VIDEO = "longvie_from_video"
 
 # Inputs that name a file or folder of the user, which a host without weights and clips cannot list.
 FILES = {
     ("LongVieLoadClips", "folder"),
+    ("LoadVideo", "file"),
+    ("LoadImage", "image"),
+    ("LongVieDepthControl", "engine.model"),
     ("UNETLoader", "unet_name"),
     ("LongVieAttentionOverlay", "file"),
     ("LongVieLoadControl", "file"),
@@ -30,6 +35,9 @@ FILES = {
     ("CLIPVisionLoader", "clip_name"),
 }
 NOTES = {"MarkdownNote", "Note"}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+# Inputs beside which the page puts an upload button, the last of the node's widgets.
+UPLOADS = {("LoadVideo", "file"), ("LoadImage", "image")}
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 TITLE_BAR = 30
 
@@ -47,17 +55,27 @@ def read(folder: Path, name: str) -> Graph:
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def inputs_of(description: Graph) -> dict[str, tuple[Any, Graph]]:
-    """A node's inputs in the order of its widgets: name -> (type or list of choices, options)."""
+def inputs_of(description: Graph, given: Graph) -> dict[str, tuple[Any, Graph]]:
+    """A node's inputs in the order of its widgets: name -> (type or list of choices, options).
+
+    What the choice of a dynamic combo brings follows the combo; none of the pack's has further ones inside.
+    """
     order = [(kind, name) for kind in ("required", "optional") for name in description["input_order"].get(kind, [])]
-    specs = {name: description["input"][kind][name] for kind, name in order}
+    specs = {}
+    for kind, name in order:
+        specs[name] = spec = description["input"][kind][name]
+        if spec[0] == DYNAMIC:
+            chosen = [option["inputs"] for option in spec[1]["options"] if option["key"] == given.get(name)]
+            specs |= {f"{name}.{key}": inner for inputs in chosen for part in inputs.values() for key, inner in part.items()}
     return {name: (spec[0], spec[1] if len(spec) > 1 else {}) for name, spec in specs.items()}
 
 
 def choices(kind: Any, options: Graph) -> list[Any] | None:
-    """What a combo offers, in either of the host's two notations; None for every other input."""
+    """What a combo offers, in any of the host's notations; None for every other input."""
     if isinstance(kind, list):
         return kind
+    if kind == DYNAMIC:
+        return [option["key"] for option in options["options"]]
     return options["options"] if kind == "COMBO" else None
 
 
@@ -76,8 +94,9 @@ def node_problems(key: str, node: Graph, prompt: Graph, info: Graph) -> Iterator
         yield f"{name}: no such node"
         return
     description = info[node["class_type"]]
-    known = inputs_of(description)
-    for missing in description["input"].get("required", {}).keys() - node["inputs"].keys():
+    known = inputs_of(description, node["inputs"])
+    brought = {name for name in known if name.partition(".")[0] != name}
+    for missing in (description["input"].get("required", {}).keys() | brought) - node["inputs"].keys():
         yield f"{name}: required input {missing} is missing"
     for unknown in node["inputs"].keys() - known.keys():
         yield f"{name}: no input {unknown}"
@@ -153,23 +172,34 @@ def to_prompt(page: Graph, info: Graph) -> Graph:
         if node["type"] in NOTES:
             continue
         values = iter(node["widgets_values"])
-        inputs = {}
-        for name, (kind, options) in inputs_of(info[node["type"]]).items():
-            if choices(kind, options) is not None or (kind in WIDGETS and not options.get("forceInput")):
-                inputs[name] = next(values)
-                if options.get("control_after_generate"):
-                    next(values)
+        inputs: Graph = {}
+        # A choice that was just read decides which widgets come next.
+        while (unread := next(unread_widgets(info[node["type"]], inputs), None)) is not None:
+            name, options = unread
+            inputs[name] = next(values)
+            if options.get("control_after_generate"):
+                next(values)
+        if any(node["type"] == kind for kind, _ in UPLOADS):
+            assert next(values) == "image"
         assert not list(values), f"node {node['id']} has more widget values than widgets"
         inputs |= {slot["name"]: links[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
     return prompt
 
 
+def unread_widgets(description: Graph, inputs: Graph) -> Iterator[tuple[str, Graph]]:
+    """Name and options of the widgets whose values are not among the inputs yet, in the page's order."""
+    for name, (kind, options) in inputs_of(description, inputs).items():
+        is_widget = choices(kind, options) is not None or (kind in WIDGETS and not options.get("forceInput"))
+        if is_widget and name not in inputs:
+            yield name, options
+
+
 # ---- the shipped files
 
 
 def test_every_workflow_is_there_in_both_forms() -> None:
-    assert NAMES and OFFICIAL in NAMES
+    assert {OFFICIAL, FROM_VIDEO, "longvie_tiny_from_control_clips", "longvie_tiny_from_video"} <= set(NAMES)
     assert sorted(path.stem for path in WORKFLOWS.glob("*.json")) == NAMES
 
 
@@ -193,13 +223,16 @@ def test_page_workflow_is_what_the_tool_writes(name: str, info: Graph) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slots_are_those_of_the_node(name: str, info: Graph) -> None:
+    prompt = read(WORKFLOWS / "api", name)
     for node in read(WORKFLOWS, name)["nodes"]:
         if node["type"] in NOTES:
             continue
         kinds = {
-            key: "COMBO" if choices(kind, options) is not None else kind
-            for key, (kind, options) in inputs_of(info[node["type"]]).items()
+            key: "COMBO" if isinstance(kind, list) else kind
+            for key, (kind, _) in inputs_of(info[node["type"]], prompt[str(node["id"])]["inputs"]).items()
         }
+        if any(node["type"] == kind for kind, _ in UPLOADS):
+            kinds["upload"] = "IMAGEUPLOAD"
         assert {slot["name"]: slot["type"] for slot in node["inputs"]} == kinds
         described = info[node["type"]]
         outputs = list(zip(described["output_name"], described["output"], strict=True))
@@ -254,21 +287,23 @@ def test_the_template_browser_shows_the_workflow_with_a_picture(name: str, host:
     assert (WORKFLOWS / f"{name}.jpg").stat().st_size < 60_000
 
 
-def test_the_page_knows_where_the_official_weights_come_from() -> None:
-    page = read(WORKFLOWS, OFFICIAL)
+@pytest.mark.parametrize(("name", "count"), [(OFFICIAL, 6), (FROM_VIDEO, 7)])
+def test_the_page_knows_where_the_official_weights_come_from(name: str, count: int) -> None:
+    page = read(WORKFLOWS, name)
     (note,) = [node["widgets_values"][0] for node in page["nodes"] if node["type"] in NOTES]
     loaded = {value for node in page["nodes"] for value in node["widgets_values"] if str(value).endswith(".safetensors")}
     models = [model for node in page["nodes"] for model in node["properties"].get("models", [])]
     assert {model["name"] for model in models} == loaded
-    assert len(loaded) == 6
+    assert len(loaded) == count
     for model in models:
         assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{model['name']}")
         assert f"{model['directory']}/**{model['name']}**" in note
 
 
-def test_without_its_files_nothing_else_keeps_the_official_workflow_from_running(host: Host) -> None:
-    prompt = read(WORKFLOWS / "api", OFFICIAL)
-    named = {(node["class_type"], name): node["inputs"] for node in prompt.values() for name in node["inputs"]}
+@pytest.mark.parametrize("name", [OFFICIAL, FROM_VIDEO])
+def test_without_its_files_nothing_else_keeps_the_official_workflow_from_running(name: str, host: Host) -> None:
+    prompt = read(WORKFLOWS / "api", name)
+    named = {(node["class_type"], key): node["inputs"] for node in prompt.values() for key in node["inputs"]}
     asked = FILES & named.keys()
     for key in asked:
         # Other tests may have put files of the official names into the shared host.
@@ -278,15 +313,40 @@ def test_without_its_files_nothing_else_keeps_the_official_workflow_from_running
     refused = set()
     for node in rejection.value.node_errors.values():
         for error in node["errors"]:
-            name = error["extra_info"]["input_name"]
-            if error["type"] == "custom_validation_failed":
+            field = error["extra_info"]["input_name"]
+            if error["type"] == "custom_validation_failed" and node["class_type"] == "LongVieLoadClips":
                 # The host repeats a node's own complaint for each input that the node has looked at.
                 assert "folder 'absent_ride_horse' does not exist" in error["details"]
-                name = "folder"
+                field = "folder"
+            elif error["type"] == "custom_validation_failed":
+                assert re.search(r"Invalid (image|video) file: absent_", error["details"])
             else:
                 assert error["type"] == "value_not_in_list", error
-            refused.add((node["class_type"], name))
-    assert refused == asked == FILES
+            refused.add((node["class_type"], field))
+    assert refused == asked
+
+
+def test_every_file_is_asked_for_by_an_official_workflow() -> None:
+    prompts = [read(WORKFLOWS / "api", name) for name in (OFFICIAL, FROM_VIDEO)]
+    assert {(node["class_type"], key) for prompt in prompts for node in prompt.values() for key in node["inputs"]} >= FILES
+
+
+def test_widgets_that_the_api_form_leaves_out_get_their_defaults(info: Graph) -> None:
+    """So a node may gain an input with a default, and the tool writes both forms anew."""
+    whole = read(WORKFLOWS / "api", FROM_VIDEO)
+    assert completed(whole, info) == whole
+    (depth,) = [node for node in whole.values() if node["class_type"] == "LongVieDepthControl"]
+    (normalize,) = [node for node in whole.values() if node["class_type"] == "LongVieGlobalNormalize"]
+    depth["inputs"].pop("engine.resolution")
+    normalize["inputs"].pop("scope")
+    filled = completed(whole, info)
+    assert filled == read(WORKFLOWS / "api", FROM_VIDEO)
+    depth["inputs"].pop("engine.model")
+    depth["inputs"].pop("engine")
+    (depth,) = [node for node in completed(whole, info).values() if node["class_type"] == "LongVieDepthControl"]
+    assert {key: value for key, value in depth["inputs"].items() if key.startswith("engine")} == {
+        "engine": "parallax (no weights)"
+    }
 
 
 # ---- the checkers notice
@@ -312,6 +372,29 @@ def test_without_its_files_nothing_else_keeps_the_official_workflow_from_running
 def test_a_spoiled_api_workflow_is_noticed(spoil: Callable[[Graph], object], message: str, info: Graph) -> None:
     prompt = copy.deepcopy(read(WORKFLOWS / "api", OFFICIAL))
     spoil(prompt)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError("\n".join(prompt_problems(prompt, info)))
+
+
+def of_class(prompt: Graph, kind: str) -> Graph:
+    """Inputs of the only node of a class."""
+    (found,) = [node["inputs"] for node in prompt.values() if node["class_type"] == kind]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "Depth Anything 4"}, "input engine does not offer 'Depth Anything 4'"),
+        ({"engine": "parallax (no weights)"}, "no input engine.model"),
+        ({"engine": "controlnet-aux"}, "required input engine.network is missing"),
+        ({"engine.resolution": 13}, r"input engine.resolution is outside 140 \.\. 2520: 13"),
+        ({"engine.model": ""}, "input engine.model names no file"),
+    ],
+)
+def test_a_spoiled_choice_is_noticed(changes: Graph, message: str, info: Graph) -> None:
+    prompt = read(WORKFLOWS / "api", FROM_VIDEO)
+    of_class(prompt, "LongVieDepthControl").update(changes)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError("\n".join(prompt_problems(prompt, info)))
 
@@ -358,3 +441,10 @@ def test_the_comparison_of_both_forms_notices(spoil: Callable[[Graph], object], 
     page = copy.deepcopy(read(WORKFLOWS, OFFICIAL))
     spoil(page)
     assert to_prompt(page, info) != read(WORKFLOWS / "api", OFFICIAL)
+
+
+@pytest.mark.parametrize("values", [["Depth Anything 3", 504, "m", "stretch"], ["DA3 geometry", "stretch"]])
+def test_the_comparison_of_both_forms_notices_another_choice(values: list[Any], info: Graph) -> None:
+    page = read(WORKFLOWS, FROM_VIDEO)
+    node_of(page, "LongVieDepthControl")["widgets_values"] = values
+    assert to_prompt(page, info) != read(WORKFLOWS / "api", FROM_VIDEO)
