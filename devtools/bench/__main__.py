@@ -9,6 +9,8 @@ BENCHMARKS = {
     "step": "one model evaluation with control against the plain backbone",
     "controls": "memory and time of making controls, by length of the driving video",
     "tracks": "point tracks against exact ones, and the time of drawing them",
+    "long": "memory, time and disk of a run by its number of clips, and what the loop costs beside the model",
+    "faults": "kills at random moments, each resumed, each equal to the run without",
 }
 
 

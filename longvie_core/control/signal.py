@@ -400,7 +400,7 @@ def _inside(folder: Path, written: str, role: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
 def _digest_of(path: Path, _size: int, _mtime_ns: int, numbers: range | None) -> str:
     """sha256 of a file's bytes, or of its decoded frames ``numbers``."""
     if numbers is None:
