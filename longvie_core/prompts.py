@@ -61,7 +61,7 @@ def parse_prompts(text: str) -> tuple[ClipPrompt, ...]:
         return _parse_json(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for number, line in enumerate(lines, start=1):
-        _check_characters(number, line)
+        check_characters(f"prompt {number}", line)
     return tuple(ClipPrompt(line) for line in lines) or (ClipPrompt(""),)
 
 
@@ -90,7 +90,7 @@ def _parse_entry(number: int, entry: object) -> ClipPrompt:
         raise ValueError(f"prompt {number} has no text under 'prompt'")
     if negative is not None and not isinstance(negative, str):
         raise ValueError(f"prompt {number}: 'negative' must be a string")
-    _check_characters(number, text + (negative or ""))
+    check_characters(f"prompt {number}", text + (negative or ""))
     if not isinstance(offset, int) or isinstance(offset, bool):
         raise ValueError(f"prompt {number}: 'seed_offset' must be a whole number")
     strengths = ClipStrengths(*(_strength(number, entry, name) for name in ("dense_strength", "sparse_strength")))
@@ -108,9 +108,14 @@ def _strength(number: int, entry: dict, name: str) -> float | None:
     return float(value)
 
 
-def _check_characters(number: int, text: str) -> None:
+def check_characters(name: str, text: str) -> None:
+    """Refuse text that cannot be written as UTF-8.
+
+    Raises:
+        ValueError: naming the text.
+    """
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"prompt {number} holds half of a surrogate pair (\\ud800 .. \\udfff): write the whole character")
+        raise ValueError(f"{name} holds half of a surrogate pair (\\ud800 .. \\udfff): write the whole character")
 
 
 def prompt_for(prompts: tuple[ClipPrompt, ...], clip: int) -> ClipPrompt:

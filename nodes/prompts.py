@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for
+from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, check_characters, parse_prompts, prompt_for
 from . import storage, types
 
 
@@ -73,13 +73,15 @@ class LongViePromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompts, negative, clip=None) -> io.NodeOutput:
+        check_characters("the negative prompt", negative)
         encoder = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
         return io.NodeOutput(PromptSchedule(parse_prompts(prompts), negative, clip, encoder))
 
     @classmethod
-    def validate_inputs(cls, prompts=None) -> bool | str:
+    def validate_inputs(cls, prompts=None, negative=None) -> bool | str:
         try:
             parse_prompts(prompts or "")
+            check_characters("the negative prompt", negative or "")
         except ValueError as error:
             return str(error)
         return True
