@@ -288,6 +288,8 @@ class VaeTask:
         """diffusers' layout, its latents with Wan 2.1's statistics."""
         mean, std = self._statistics(network)
         fold_statistics(network.vae, mean, std)
+        for parameter in network.vae.parameters():
+            parameter.data = parameter.data.contiguous()
         network.vae.save_pretrained(folder)
 
     @torch.no_grad()

@@ -228,6 +228,12 @@ def test_prompts_that_cannot_be_read(tiny_host: Host, prompts: str, words: tuple
     assert_says(text, "LongViePromptSchedule", *words)
 
 
+@pytest.mark.parametrize(("widget", "name"), [("prompts", "prompt 1"), ("negative", "the negative prompt")])
+def test_half_a_character(tiny_host: Host, widget: str, name: str) -> None:
+    text = rejection(tiny_host, tiny_workflow(RUN, PromptSchedule={widget: "a fox \ud83e"}))
+    assert_says(text, "LongViePromptSchedule", f"{name} holds half of a surrogate pair")
+
+
 # ---- the folder of control clips
 
 
