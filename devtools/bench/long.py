@@ -35,6 +35,9 @@ MEMORY_RUN = (64, 32, 2)
 
 OVERHEAD_CLIPS = 12
 OVERHEAD_RUN = (160, 96, 8)
+WARM_UP = 2
+"""Clips at the start of a run whose time does not count."""
+
 SAMPLING_INTERVAL = 0.01
 """Seconds between two looks at the host's memory."""
 
@@ -51,8 +54,8 @@ class Measured:
 
     @property
     def s_per_clip(self) -> float:
-        """Median, so that the first clip, which loads the models, does not count the more the shorter the run."""
-        return statistics.median(self.clip_seconds)
+        """Median without the first two: one loads the models, and both meet shapes for the first time (history in the second)."""
+        return statistics.median(self.clip_seconds[WARM_UP:])
 
 
 class PeakMemory:
@@ -142,6 +145,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--clips", default="3,12,60", help="numbers of clips, comma-separated")
     options = parser.parse_args(arguments)
     counts = [int(count) for count in options.clips.split(",")]
+    if min(counts) <= WARM_UP:
+        parser.error(f"give at least {WARM_UP + 1} clips: the first {WARM_UP} are for warming up")
     with tempfile.TemporaryDirectory(prefix="longvie_bench_") as folder:
         base = Path(folder)
         write_tiny_weights(base / "models")

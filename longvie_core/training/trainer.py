@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import set_seed
 from PIL import Image
@@ -45,6 +46,7 @@ class TrainSettings:
         precision: accelerate's mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         checkpoint_every, sheet_every, log_every: steps.
         trackers: names of accelerate's trackers beside the file ``log.jsonl``.
+        shared_state: of several processes, each keeps its share of AdamW's state alone (ZeRO stage 1).
     """
 
     steps: int
@@ -59,6 +61,7 @@ class TrainSettings:
     sheet_every: int = 500
     log_every: int = 20
     trackers: tuple[str, ...] = ()
+    shared_state: bool = False
 
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "constant"):
@@ -99,28 +102,34 @@ class Task(Protocol):
 
 
 class Average:
-    """Running mean of a network's trainable parameters, ``mean += (1 - decay) * (weights - mean)``; shorter at the start."""
+    """Running mean of a network's trainable parameters, ``mean += (1 - decay) * (weights - mean)``; shorter at the start.
+
+    Without decay it keeps nothing and changes nothing.
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.mean = {name: value.detach().clone().float() for name, value in _trainable(network)}
+        self.mean = {name: value.detach().clone().float() for name, value in _trainable(network)} if decay else {}
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the weights after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in _trainable(network):
+        for name, value in self._averaged(network):
             self.mean[name].lerp_(value.detach().float(), 1 - decay)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange the network's weights with the means; twice changes nothing."""
-        for name, value in _trainable(network):
+        for name, value in self._averaged(network):
             weights = value.detach().clone()
             value.copy_(self.mean[name])
             self.mean[name].copy_(weights)
+
+    def _averaged(self, network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        return [(name, value) for name, value in _trainable(network) if name in self.mean]
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, **self.mean}
@@ -147,10 +156,15 @@ def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | N
     )
     accelerator.init_trackers("longvie")
     set_seed(settings.seed)
-    network, *optimizers = accelerator.prepare(task.network, *task.optimizers())
+    network = accelerator.prepare(task.network)
+    optimizers = task.optimizers()
+    if settings.shared_state and accelerator.num_processes > 1:
+        optimizers = [_shared(optimizer) for optimizer in optimizers]
+    optimizers = [accelerator.prepare(optimizer, device_placement=[False]) for optimizer in optimizers]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, settings.rate) for optimizer in optimizers]
     average = Average(accelerator.unwrap_model(network), settings.average)
     accelerator.register_for_checkpointing(average, *schedules)
+    accelerator.register_save_state_pre_hook(_without_frozen)
     first = _resume(accelerator, folder)
     last = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
     for step in range(first, last):
@@ -182,7 +196,7 @@ def _step(
     accelerator: Accelerator,
     task: Task,
     network: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: list[AcceleratedOptimizer],
     settings: TrainSettings,
     step: int,
 ) -> dict[str, float]:
@@ -243,8 +257,27 @@ def _resume(accelerator: Accelerator, folder: Path) -> int:
     found = _checkpoints(folder)
     if not found:
         return 0
-    accelerator.load_state(str(found[-1]))
+    accelerator.load_state(str(found[-1]), strict=False)  # what is frozen is not in it
     return int(json.loads((found[-1] / STATE).read_text(encoding="utf-8"))["step"])
+
+
+def _shared(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same AdamW with its state spread over the processes; others stay as they are."""
+    if type(optimizer) is not torch.optim.AdamW:
+        return optimizer
+    from .shared_adamw import SharedAdamW
+
+    (group,) = optimizer.param_groups
+    settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+    return SharedAdamW(group["params"], torch.optim.AdamW, **settings)
+
+
+def _without_frozen(networks: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
+    """Leave out of a checkpoint what is not learnt: of a large backbone that would be most of it, every time."""
+    for network, state in zip(networks, weights, strict=False):  # sharded networks are saved otherwise: no weights here
+        for name, value in network.named_parameters():
+            if not value.requires_grad:
+                state.pop(name, None)
 
 
 def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

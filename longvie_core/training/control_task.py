@@ -1,0 +1,468 @@
+"""What LongVie learns: the velocity of clips from their controls, start frame and history, all of them as they wear out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..autoregress import initial_latents
+from ..backends.diffusers import adapt_backbone, check_fit, control_network, original_state, velocity
+from ..checkpoint import diffusers_backbone_config
+from ..conditioning import control_condition, image_condition, pixels_from_uint8
+from ..control.latents import encode_control
+from ..dual_control import DualControl, DualControlConfig, Streams
+from ..files import write_atomically
+from ..schedule import add_noise, euler_step, flow_sigmas
+from ..wan import CrossAttention, WanConfig
+from .data import Clip
+from .degradation import chance, choose, depth_degradation_begins, draw_dense_strength, draw_history_length, is_degraded
+from .initialise import half_width_weights
+from .latents import ClipLatents, TrainingCodec
+from .losses import DegradedSamples, TrainingSchedule, batch_terms, loss_terms, training_schedule
+from .muon import MatrixMuon
+from .stages import CONTROL_ONLY, EVERYTHING, WITH_SELF_ATTENTION, Stage
+from .trainer import generator_for
+from .vae import psnr
+
+SHEET_STEPS = 8
+"""Euler steps of a sheet's clips; at the tiny model's size more of them change nothing."""
+
+SHEET_ROWS = 4
+"""Clips that a sheet shows; its figures are means of more."""
+
+
+# ---- the network
+
+
+@dataclass(frozen=True)
+class WeightedControl:
+    """A control network whose streams are weighed clip by clip; for :func:`longvie_core.backends.diffusers.velocity`.
+
+    Args:
+        control: the network.
+        dense, sparse: weights [B]; where both are 0 nothing is added, the shared linear's bias included.
+    """
+
+    control: DualControl
+    dense: Tensor
+    sparse: Tensor
+
+    @property
+    def config(self) -> DualControlConfig:
+        return self.control.config
+
+    def embed(self, *given: object) -> Streams:
+        return self.control.embed(*given)
+
+    def residual(self, layer: int, streams: Streams) -> Tensor:
+        """:meth:`DualControl.residual`, with ``phi_b(lambda * dense + sparse)`` (P1 eq. 3) for each clip."""
+        shared = {"e": streams.e, "freqs": streams.freqs, "context": streams.context, "context_img_len": streams.image_tokens}
+        streams.dense = self.control.control_blocks_dense[layer](streams.dense, **shared)
+        streams.sparse = self.control.control_blocks_sparse[layer](streams.sparse, **shared)
+        dense, sparse = (weight[:, None, None] for weight in (self.dense, self.sparse))
+        added = self.control.control_combine_linears[layer](dense * streams.dense + sparse * streams.sparse)
+        return ((dense + sparse) > 0) * added
+
+
+class ControlledBackbone(nn.Module):
+    """Backbone and control network as one module, so that gradients are averaged over all that is learnt."""
+
+    def __init__(self, backbone: WanTransformer3DModel, control: DualControl) -> None:
+        super().__init__()
+        check_fit(backbone, control)
+        self.backbone, self.control = backbone, control
+        self.asked_by_text: list[nn.Module] = []
+
+    def never_read_text(self) -> None:
+        """Train for no text alone: its one zero token gets all the attention, whoever asks, so nobody has to.
+
+        The same velocity, a seventh faster at the tiny model's size. What would have asked (queries, keys, the norm before
+        them) has no influence then and is not learnt.
+
+        Raises:
+            ValueError: the backbone attends to pictures too.
+        """
+        if self.backbone.config.image_dim is not None:
+            raise ValueError("this backbone has an image branch: its cross-attention has more to read than one token")
+        for block in self.backbone.blocks:
+            block.attn2.set_processor(OneToken())
+            attention = block.attn2
+            self.asked_by_text += [block.norm2, attention.to_q, attention.to_k, attention.norm_q, attention.norm_k]
+        for block in (*self.control.control_blocks_dense, *self.control.control_blocks_sparse):
+            attention = block.cross_attn
+            attention.forward = partial(_one_token, attention)
+            self.asked_by_text += [block.norm3, attention.q, attention.k, attention.norm_q, attention.norm_k]
+
+    def forward(self, latents: Tensor, timestep: Tensor, given: Conditions) -> Tensor:
+        """Velocity (noise - data) of noisy latents [B, 16, f, h, w] at ``timestep`` [B]."""
+        return velocity(
+            self.backbone,
+            WeightedControl(self.control, given.dense_strength, given.sparse_strength),
+            latents,
+            timestep,
+            given.text,
+            given.image,
+            given.dense,
+            given.sparse,
+            given.history,
+            given.vision,
+        )
+
+
+class OneToken:
+    """Cross-attention to a single token, as a processor of diffusers."""
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: object) -> Tensor:
+        return attn.to_out[0](attn.to_v(encoder_hidden_states)).expand_as(hidden_states)
+
+
+def _one_token(attention: CrossAttention, x: Tensor, context: Tensor, _image_tokens: None) -> Tensor:
+    """Cross-attention to a single token, in a block of the control network."""
+    return attention.o(attention.v(context)).expand_as(x)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a batch of clips is conditioned on.
+
+    Args:
+        image: [B, 20, f, h, w].
+        dense, sparse: [B, 36, f, h, w].
+        dense_strength, sparse_strength: [B].
+        history: [B, 16, f_h, h, w], or ``None``.
+        text: [B, L, text_dim].
+        vision: [B, 257, 1280] where the backbone has an image branch.
+    """
+
+    image: Tensor
+    dense: Tensor
+    sparse: Tensor
+    dense_strength: Tensor
+    sparse_strength: Tensor
+    history: Tensor | None
+    text: Tensor
+    vision: Tensor | None
+
+    def to(self, device: torch.device) -> Conditions:
+        """The same on another device."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Conditions(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+
+def tiny_network(backbone: WanConfig, control: DualControlConfig) -> ControlledBackbone:
+    """Fresh weights for joint training: torch's usual ones, and zero where the control network meets the backbone.
+
+    The input linears are not zero as in P1, where a trained backbone has to be kept: the streams learn from the start.
+    """
+    made = adapt_backbone(WanTransformer3DModel(**diffusers_backbone_config(backbone)))
+    streams = control_network(control)
+    for linear in streams.control_combine_linears:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return ControlledBackbone(made, streams)
+
+
+def control_from_backbone(backbone: WanTransformer3DModel, config: DualControlConfig) -> DualControl:
+    """A control network that starts as the interleaved halves of the backbone's first blocks (P1 appendix C)."""
+    with torch.device("meta"):
+        net = control_network(config)
+    weights = half_width_weights(original_state(backbone), config)
+    net.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    return net
+
+
+def require_gradients(network: ControlledBackbone, learns: str) -> None:
+    """Let the stage's weights require gradients, and no others (P2: the control network; in stage 3 self-attention too)."""
+    network.backbone.requires_grad_(learns == EVERYTHING)
+    network.control.requires_grad_(True)
+    if learns == WITH_SELF_ATTENTION:
+        for block in network.backbone.blocks:
+            block.attn1.requires_grad_(True)
+    for module in network.asked_by_text:
+        module.requires_grad_(False)
+
+
+# ---- the task
+
+
+class ControlTask:
+    """:class:`~longvie_core.training.trainer.Task`: one stage of LongVie's training.
+
+    Args:
+        stage: its settings.
+        network: what it starts from.
+        latents: of the training clips, with all that the stage wants.
+        held_out: of other clips, for the sheets; the first ``stage.sheet_clips`` of them.
+        codec: for the sheets.
+        text: embedding [1, L, text_dim] of a caption.
+        export_dtype: of the exported weights.
+
+    Raises:
+        ValueError: not all clips are encoded.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        network: ControlledBackbone,
+        latents: ClipLatents,
+        held_out: ClipLatents,
+        codec: TrainingCodec,
+        text: Callable[[str], Tensor],
+        export_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        missing = latents.missing(range(len(latents.source)))
+        if missing:
+            raise ValueError(f"{missing} of {len(latents.source)} training clips are not encoded: run 'prepare' first")
+        self.stage, self.network, self.latents, self.held_out = stage, network, latents, held_out
+        self.codec, self.text, self.export_dtype = codec, text, export_dtype
+        self.past = np.array([latents.source.past(row) for row in range(len(latents.source))])
+        self.schedules = [training_schedule(shift=shift) for shift in stage.timesteps.shifts]
+        require_gradients(network, stage.learns)
+        if stage.checkpointing:
+            network.backbone.enable_gradient_checkpointing()
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        chosen = self.stage.optimiser
+        learnt = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+        matrices = [
+            value for name, value in learnt.items() if chosen.matrix_rate and "blocks" in name and _is_matrix(name, value)
+        ]
+        others = [value for value in learnt.values() if not any(value is matrix for matrix in matrices)]
+        made = [torch.optim.AdamW(others, lr=chosen.rate, betas=chosen.betas, weight_decay=chosen.weight_decay)]
+        if matrices:
+            made.append(MatrixMuon(matrices, lr=chosen.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        return made
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        """Which clips, as shares of those that have the history of the step; float64 [clips]."""
+        return torch.rand(self.stage.clips, generator=generator, dtype=torch.float64)
+
+    def losses(self, network: nn.Module, batch: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        batch = self.chosen(batch, step)
+        shown = [self.shown(row, step, generator) for row in batch.rows]
+        device = next(network.parameters()).device
+        given = self._conditions(self.latents, batch, shown).to(device)
+        data = self.latents.clean.read("video", batch.rows).to(device)
+        draws = [self._timestep(generator) for _ in batch.rows]
+        timestep, sigma, weight = (torch.cat(values).to(device) for values in zip(*draws, strict=True))
+        noise = torch.randn(data.shape, generator=generator).to(device)
+        noisy = add_noise(data, noise, sigma[:, None, None, None, None])
+        with _attention(self.network):
+            prediction = network(noisy, timestep, given)
+        return batch_terms(loss_terms(prediction, noise, data, self._degraded(given, shown), self.stage.loss), weight)
+
+    def sheet(self, network: ControlledBackbone) -> tuple[np.ndarray, Mapping[str, float]]:
+        """Held-out clips, their controls, and what becomes of them; PSNR in dB of all frames but the given first one."""
+        rows = sheet_rows(self.held_out, self.stage)
+        device = next(network.parameters()).device
+        clips = [self.held_out.source[row] for row in rows]
+        truth = _pixels([clip.frames for clip in clips])
+        shown = [Shown(row) for row in rows]
+        given = self._conditions(self.held_out, Batch(rows, self.stage.sheet_history), shown).to(device)
+        inverted = replace(given, dense=self._inverted(clips).to(device))
+        on, off = torch.ones(len(rows), device=device), torch.zeros(len(rows), device=device)
+        tried = {
+            "both": given,
+            "dense": replace(given, dense_strength=on, sparse_strength=off),
+            "sparse": replace(given, dense_strength=off, sparse_strength=on),
+            "none": replace(given, dense_strength=off, sparse_strength=off),
+            "dense inverted": inverted,
+        }
+        seen = {name: self._sampled(network, conditions).cpu() for name, conditions in tried.items()}
+        seen["vae"] = self.codec.decode_pixels(self.held_out.clean.read("video", rows)).cpu()
+        figures = {
+            f"psnr {name}": float(np.mean([psnr(one[:, 1:], wanted[:, 1:]) for one, wanted in zip(found, truth, strict=True)]))
+            for name, found in seen.items()
+        }
+        columns = (truth, _pixels([clip.dense for clip in clips]), _pixels([clip.sparse for clip in clips]))
+        return _grid([*columns, seen["both"], seen["none"]]), figures
+
+    def export(self, network: ControlledBackbone, folder: Path) -> None:
+        """``control.safetensors`` in the published key layout, and what else was learnt: ``dit.safetensors`` (self-attention,
+        an overlay on the base) or the whole ``backbone.safetensors``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (weights, metadata) in exported(network, self.stage.learns).items():
+            tensors = {key: value.detach().to("cpu", self.export_dtype).contiguous() for key, value in weights.items()}
+            write_atomically(folder / name, partial(save_file, tensors, metadata=metadata))
+
+    def chosen(self, shares: Tensor, step: int) -> Batch:
+        """The clips of a step, with one length of history that all of them have, and those of the other processes too."""
+        own = generator_for(self.stage.training.seed, step)
+        length = draw_history_length(self.stage.histories, int(self.past.max()) + 1, own)
+        rows = np.flatnonzero(self.past + 1 >= length)
+        return Batch([int(rows[int(share * len(rows))]) for share in shares], length)
+
+    def shown(self, row: int, step: int, generator: torch.Generator) -> Shown:
+        """How a clip is shown at a step of the training."""
+        stage, wanted = self.stage, self.latents.wanted
+        variant = int(torch.randint(stage.variants, (), generator=generator))
+        dense, sparse = choose(((1, 1), (1, 0), (0, 1), (0, 0)), list(vars(stage.streams).values()), generator)
+        strength = draw_dense_strength(stage.dense_features, generator)
+        weak_start = stage.first_frame is not None and chance(stage.first_frame.probability, generator)
+        weak_depth = stage.depth is not None and chance(stage.depth.probability, generator)
+        phased_in = stage.depth is not None and step >= depth_degradation_begins(stage.depth, stage.training.steps)
+        return Shown(
+            row,
+            start=variant if weak_start else None,
+            depth=variant if weak_depth and phased_in else None,
+            degraded=weak_start and is_degraded(wanted.frame_operators(row, variant)),
+            dense=dense * strength,
+            sparse=float(sparse),
+        )
+
+    def _conditions(self, latents: ClipLatents, batch: Batch, shown: Sequence[Shown]) -> Conditions:
+        """What the clips are conditioned on, as they are shown."""
+
+        def start(name: str) -> Tensor:
+            return torch.cat([latents.table(clip.start).read(name, [clip.row]) for clip in shown])
+
+        def control(name: str) -> Tensor:
+            tables = [latents.table(clip.depth if name == "dense" else None) for clip in shown]
+            parts = (
+                torch.cat([table.read(part, [clip.row]) for table, clip in zip(tables, shown, strict=True)])
+                for part in (name, f"{name}_first")
+            )
+            return control_condition(*parts)
+
+        return Conditions(
+            image=image_condition(start("image")),
+            dense=control("dense"),
+            sparse=control("sparse"),
+            dense_strength=torch.tensor([clip.dense for clip in shown]),
+            sparse_strength=torch.tensor([clip.sparse for clip in shown]),
+            history=start(f"history_{batch.history}") if batch.history else None,
+            text=torch.cat([self.text(latents.source.text(row)) for row in batch.rows]),
+            vision=start("vision") if latents.wanted.vision else None,
+        )
+
+    def _degraded(self, given: Conditions, shown: Sequence[Shown]) -> DegradedSamples | None:
+        """What the loss has to know; the last frame of a history is the start frame, here as in generation."""
+        if self.stage.first_frame is None:
+            return None
+        flags = torch.tensor([clip.degraded for clip in shown], device=given.image.device)
+        start = given.image[:, 4:, :1]
+        has_history = torch.full_like(flags, given.history is not None)
+        return DegradedSamples(flags, start, has_history, None if given.history is None else start)
+
+    def _timestep(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Timestep, sigma and loss weight of a clip, [1] each."""
+        schedule: TrainingSchedule = choose(self.schedules, [1.0] * len(self.schedules), generator)
+        draw = schedule.at(torch.randint(len(schedule.timesteps), (1,), generator=generator))
+        return draw.timestep, draw.sigma, draw.weight if self.stage.timesteps.bell else torch.ones(1)
+
+    def _sampled(self, network: nn.Module, given: Conditions) -> Tensor:
+        """Clips [B, 3, T, H, W] from fixed noise."""
+        shape = (len(given.image), 16, *given.image.shape[2:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(given.image.device)
+        latents = initial_latents(noise, given.history)
+        for sigma, sigma_next in pairwise(flow_sigmas(SHEET_STEPS).to(latents)):
+            with _attention(self.network):
+                prediction = network(latents, (1000 * sigma).expand(len(latents)), given)
+            latents = euler_step(latents, prediction.float(), sigma, sigma_next)
+        return self.codec.decode_pixels(latents)
+
+    def _inverted(self, clips: Sequence[Clip]) -> Tensor:
+        """Control latents of depth in the wrong polarity."""
+        pictures = [255 - clip.dense for clip in clips]
+        videos, firsts = zip(*(encode_control(frames, self.codec) for frames in pictures), strict=True)
+        return control_condition(torch.cat(videos), torch.cat(firsts))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one step, and the length of history that all of them get."""
+
+    rows: list[int]
+    history: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a clip is shown.
+
+    Args:
+        row: its number.
+        start, depth: which variant of start frame and history, and of the depth; ``None`` = as they are.
+        degraded: whether the start frame differs from the clean one.
+        dense, sparse: weights of the streams.
+    """
+
+    row: int
+    start: int | None = None
+    depth: int | None = None
+    degraded: bool = False
+    dense: float = 1.0
+    sparse: float = 1.0
+
+
+def sheet_rows(latents: ClipLatents, stage: Stage) -> list[int]:
+    """Clips for a sheet, spread evenly over those that have the sheet's history."""
+    source = latents.source
+    fit = [row for row in range(len(source)) if source.past(row) + 1 >= stage.sheet_history]
+    if not fit:
+        raise ValueError(f"no held-out clip has the {stage.sheet_history} frames of history that sheets are made with")
+    places = np.linspace(0, len(fit), min(stage.sheet_clips, len(fit)), endpoint=False).astype(int)
+    return [fit[place] for place in places]
+
+
+def exported(network: ControlledBackbone, learns: str) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:
+    """File name -> weights under their published keys, and metadata: what a stage has learnt."""
+    config = network.control.config
+    files = {"control.safetensors": (network.control.state_dict(), {"config": json.dumps({"head_dim": config.head_dim})})}
+    if learns == CONTROL_ONLY:
+        return files
+    backbone = original_state(network.backbone)
+    if learns == WITH_SELF_ATTENTION:
+        return files | {"dit.safetensors": ({key: value for key, value in backbone.items() if ".self_attn." in key}, {})}
+    heads = network.backbone.config.num_attention_heads
+    return files | {"backbone.safetensors": (backbone, {"config": json.dumps({"transformer": {"num_heads": heads}})})}
+
+
+def _is_matrix(name: str, value: Tensor) -> bool:
+    return value.ndim == 2 and name.endswith(".weight")
+
+
+@contextmanager
+def _attention(network: nn.Module) -> Iterator[None]:
+    """On a CPU torch's fused attention is slower in training than the plain one.
+
+    What is computed again in the backward pass would be so outside of this block, and has to be computed alike.
+    """
+    if next(network.parameters()).device.type != "cpu" or network.backbone.gradient_checkpointing:
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the flag is the CPU's too: no detour over float32
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def _pixels(clips: Sequence[np.ndarray]) -> Tensor:
+    """uint8 clips [T, H, W, 3] -> [B, 3, T, H, W] in -1 .. 1."""
+    return torch.from_numpy(np.stack([pixels_from_uint8(clip) for clip in clips])).permute(0, 4, 1, 2, 3)
+
+
+def _grid(columns: Sequence[Tensor]) -> np.ndarray:
+    """Each clip's middle and last frame in a row of pictures, uint8 [H, W, 3]."""
+    rows = []
+    for clip in range(min(SHEET_ROWS, len(columns[0]))):
+        frames = columns[0].shape[2]
+        for number in (frames // 2, frames - 1):
+            rows.append(torch.cat([column[clip, :, number] for column in columns], dim=-1))
+    return torch.cat(rows, dim=-2).add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
