@@ -54,7 +54,7 @@ class Measured:
 
     @property
     def s_per_clip(self) -> float:
-        """Median without the first two: one loads the models, and both meet shapes for the first time (history in the second)."""
+        """Median without the first two: one loads the models, and each meets shapes for the first time."""
         return statistics.median(self.clip_seconds[WARM_UP:])
 
 
