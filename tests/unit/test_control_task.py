@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from longvie_core.backends.diffusers import adapt_backbone, load_backbone, load_control, original_state, velocity
 from longvie_core.checkpoint import diffusers_backbone_config, read_backbone, read_control, read_overlay
@@ -389,3 +390,29 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     assert main(["prepare", "tiny-joint", *common, "--set", "nothing=1"]) == 1
     assert "no setting 'nothing'" in capsys.readouterr().err
     assert CONTROL.learns == CONTROL_ONLY
+
+
+def test_the_papers_stages_follow_one_another(folder: Path, latents: ClipLatents, tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    tiny_vae(4).save_pretrained(tmp_path / "vae")
+    scenes = str(folder / "scenes")
+    common = ["--clips", scenes, "--held-out", scenes, "--cache", str(tmp_path / "cache"), "--vae", str(tmp_path / "vae")]
+    common += ["--videos", "1", "--set", "sheet_clips=1", "--set", "training.steps=2", "--set", "training.accumulation=1"]
+    common += ["--set", "training.precision=no", "--precision", "float32"]
+    base = ControlTask(STAGE, shaken(tiny_network(BACKBONE, STREAMS)), latents, latents, None, no_text, torch.float32)
+    base.export(base.network, tmp_path / "base")
+    backbone = tmp_path / "base" / "backbone.safetensors"
+    control = tmp_path / "base" / "control.safetensors"
+    for stage, own in (
+        ("degradation", ["--set", "first_frame.probability=1.0", "--set", "first_frame.round_trip_share=0.0"]),
+        ("history", ["--set", "histories=[0,5]", "--set", "sheet_history=5", "--set", "first_frame.probability=1.0"]),
+    ):
+        given = [*common, *own, "--backbone", str(backbone), "--control", str(control)]
+        before = load_file(control)
+        assert main(["prepare", stage, *given]) == 0
+        assert main(["train", stage, str(tmp_path / stage), *given]) == 0
+        control = tmp_path / stage / "export" / "control.safetensors"
+        after = load_file(control)
+        assert before.keys() == after.keys() and any((before[key] != after[key]).any() for key in before)
+    overlay = load_file(tmp_path / "history" / "export" / "dit.safetensors")
+    assert overlay and all(".self_attn." in key for key in overlay)
