@@ -324,7 +324,12 @@ class Host:
             prompt_id = await asyncio.wait_for(follow(), timeout)
         except asyncio.TimeoutError as error:
             raise TimeoutError(f"the prompt did not end within {timeout:.0f} s\n{self.log_tail()}") from error
-        return _result(prompt_id, self.history(prompt_id), events)
+        try:
+            return _result(prompt_id, self.history(prompt_id), events)
+        except urllib.error.HTTPError:
+            raise
+        except (urllib.error.URLError, ConnectionError) as error:  # its last messages were under way when it ended
+            raise HostError(f"the host ended while prompt {prompt_id} ran\n{self.log_tail()}") from error
 
 
 def _parse(message: aiohttp.WSMessage) -> Event | None:

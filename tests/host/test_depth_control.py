@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from tiny_depth import tiny_depth_checkpoint
-from workflow import Prompt, add, failure, pictures, preview, run, shown
+from workflow import Prompt, add, failure, free_memory, pictures, preview, run, shown
 
 from devtools.host import Host
 from longvie_core.video import VideoWriter
@@ -97,7 +97,7 @@ def test_a_transformers_checkpoint_runs_and_is_extracted_once(tiny_host: Host) -
     assert "before alignment" in report
     cache = tiny_host.base / "user" / "longvie" / "controls"
     extracted = {path: path.stat().st_mtime_ns for path in cache.glob("depth_*/depth.npy")}
-    tiny_host.post("/free", {"unload_models": True, "free_memory": True})
+    free_memory(tiny_host)
     assert shown(run(tiny_host, prompt), "report") == report
     assert {path: path.stat().st_mtime_ns for path in cache.glob("depth_*/depth.npy")} == extracted
 

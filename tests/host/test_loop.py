@@ -29,6 +29,7 @@ from workflow import (
     assert_same_clip,
     copy_scene,
     decode,
+    free_memory,
     loop_progress,
     node_id,
     pictures,
@@ -325,11 +326,11 @@ def test_a_replaced_model_file_renders_everything(reference: Reference, finished
         os.utime(vae, ns=(then, then + 10**9))
         # While the host keeps the weights that it has loaded, they are what a clip would be rendered with.
         assert queue_again(reference.host, finished)[0] == 0
-        reference.host.post("/free", {"unload_models": True, "free_memory": True})
+        free_memory(reference.host)
         rendered, text = queue_again(reference.host, finished, ClipLoop={"clips": "1"})
     finally:
         os.utime(vae, ns=(then, then))
-        reference.host.post("/free", {"unload_models": True, "free_memory": True})
+        free_memory(reference.host)
     assert rendered == 1 and "sampler changed" in text
 
 

@@ -15,6 +15,7 @@ from workflow import (
     Prompt,
     add,
     failure,
+    free_memory,
     node_id,
     pictures,
     preview,
@@ -82,7 +83,7 @@ def test_tracks_are_followed_once(tiny_host: Host, drive: str) -> None:
     run(tiny_host, prompt)
     folder = tiny_host.base / "user" / "longvie" / "controls"
     followed = {path: path.stat().st_mtime_ns for path in folder.glob("tracks_*/*.mkv")}
-    tiny_host.post("/free", {"unload_models": True, "free_memory": True})
+    free_memory(tiny_host)
     run(tiny_host, prompt)
     assert {path: path.stat().st_mtime_ns for path in folder.glob("tracks_*/*.mkv")} == followed
 

@@ -108,6 +108,12 @@ def run(host: Host, prompt: Prompt) -> RunResult:
     return result
 
 
+def free_memory(host: Host) -> None:
+    """Let the host forget its models and results, and wait until it has: it does so between two prompts."""
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    run(host, {"between": {"class_type": "PreviewAny", "inputs": {"source": "nothing"}}})
+
+
 def rejection(host: Host, prompt: Prompt) -> str:
     """The text with which the host refuses a prompt before it runs (HTTP 400)."""
 
