@@ -177,6 +177,7 @@ class Phase(NamedTuple):
         height, width: pixels a crop; multiples of 8.
         batch: crops.
         again: weight of the round-trip term.
+        trips: at most so many trips lie between the pictures and the one that the term is of.
     """
 
     until: int
@@ -185,6 +186,7 @@ class Phase(NamedTuple):
     width: int
     batch: int
     again: float
+    trips: int = 1
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,7 @@ class VaeTask:
             "small": self.settings.small * latents.float().square().mean(),
         }
         if phase.again:
-            once_more = network.encode(seen.clamp(-1, 1))
+            once_more = network.encode(self._worn(network, seen.clamp(-1, 1), int(batch.integers(phase.trips))))
             spread = latents.detach().float().var()
             again = (once_more.float() - latents.float().detach()).square().mean() / spread
             terms["again"] = phase.again * (again + picture_loss(network.decode(once_more).float(), pixels))
@@ -305,6 +307,15 @@ class VaeTask:
         values = torch.cat(latents, dim=1)
         return values.mean(dim=1), values.std(dim=1)
 
+    def _worn(self, network: WholeClipVae, seen: Tensor, trips: int) -> Tensor:
+        """Pictures after further round trips; gradients go no farther back than the last."""
+        if not trips:
+            return seen
+        with torch.no_grad():
+            for _ in range(trips):
+                seen = network.decode(network.encode(seen)).clamp(-1, 1)
+        return seen
+
     def _crop(self, phase: Phase, chance: np.random.Generator) -> np.ndarray:
         """A random crop uint8 [T, H, W, 3] of a random kind."""
         video = chance.integers(self.settings.videos)
@@ -343,36 +354,61 @@ def _strip(clips: Tensor) -> np.ndarray:
     return torch.cat(frames, dim=-1).add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-TINY_PHASES = (
-    Phase(4_000, 1, 48, 48, 12, 0.0),
-    Phase(5_500, 5, 48, 48, 4, 0.0),
-    Phase(8_000, 9, 48, 48, 3, 0.0),
-    Phase(10_500, 17, 48, 48, 2, 0.1),
-    Phase(12_000, 5, 64, 96, 2, 0.3),
-)
-TINY_SETTINGS = TrainSettings(
-    steps=12_000,
-    warmup=50,
-    decay="cosine",
-    average=0.998,
-    precision="bf16",
-    checkpoint_every=250,
-    sheet_every=500,
-    log_every=50,
-)
+TINY_STAGES = {
+    "pictures": (
+        VaeSettings(
+            (
+                Phase(4_000, 1, 48, 48, 12, 0.0),
+                Phase(5_500, 5, 48, 48, 4, 0.0),
+                Phase(8_000, 9, 48, 48, 3, 0.0),
+                Phase(10_500, 17, 48, 48, 2, 0.1),
+                Phase(12_000, 5, 64, 96, 2, 0.3),
+            )
+        ),
+        TrainSettings(
+            steps=12_000,
+            warmup=50,
+            decay="cosine",
+            average=0.998,
+            precision="bf16",
+            checkpoint_every=250,
+            sheet_every=500,
+            log_every=50,
+        ),
+    ),
+    "round-trips": (
+        VaeSettings(
+            (Phase(4_500, 1, 64, 96, 3, 1.0, 8), Phase(6_000, 5, 64, 96, 2, 0.5, 3)), matrix_rate=1e-3, other_rate=5e-4
+        ),
+        TrainSettings(
+            steps=6_000,
+            warmup=50,
+            decay="cosine",
+            average=0.998,
+            precision="bf16",
+            checkpoint_every=250,
+            sheet_every=250,
+            log_every=50,
+        ),
+    ),
+}
+"""First what a VAE learns; then that frames survive being handed from clip to clip."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: train LongVie-Tiny's VAE."""
     parser = argparse.ArgumentParser(description="Train the VAE of LongVie-Tiny; goes on from the newest checkpoint.")
+    parser.add_argument("stage", choices=list(TINY_STAGES))
     parser.add_argument("scenes", type=Path, help="training videos: python -m longvie_core.training.scenes")
     parser.add_argument("held_out", type=Path, help="videos for the sheets")
     parser.add_argument("folder", type=Path, help="checkpoints, log, sheets and the result")
+    parser.add_argument("--start", type=Path, help="result to start from; without it from nothing")
     parser.add_argument("--stop-after", type=int, help="leave off after so many steps")
     given = parser.parse_args(arguments)
     torch.manual_seed(0)
-    task = VaeTask(VaeSettings(TINY_PHASES), SceneSet(given.scenes), SceneSet(given.held_out), tiny_vae())
-    train(task, TINY_SETTINGS, given.folder, given.stop_after)
+    settings, training = TINY_STAGES[given.stage]
+    vae = tiny_vae() if given.start is None else AutoencoderKLWan.from_pretrained(given.start)
+    train(VaeTask(settings, SceneSet(given.scenes), SceneSet(given.held_out), vae), training, given.folder, given.stop_after)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from longvie_core.training.scenes import SceneSet, SceneSettings, film, main, open_set
 from longvie_core.training.trainer import TrainSettings, train
 from longvie_core.training.vae import (
+    TINY_STAGES,
     Phase,
     VaeSettings,
     VaeTask,
@@ -22,6 +23,7 @@ from longvie_core.training.vae import (
     psnr,
     tiny_vae,
 )
+from longvie_core.training.vae import main as train_vae
 
 SETTINGS = SceneSettings(width=32, height=32, clips=2, frames=5, grid=4)
 
@@ -143,6 +145,36 @@ def test_training_learns_and_exports_what_diffusers_opens(scenes: SceneSet, tmp_
     assert after > before + 2
     vae = AutoencoderKLWan.from_pretrained(tmp_path / "export")
     assert vae.config.base_dim == 4
+
+
+def test_the_round_trip_term_is_of_the_last_of_several_trips(scenes: SceneSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = (Phase(9, 1, 32, 32, 1, 1.0, 4),)
+    learner = VaeTask(VaeSettings(phases, videos=3), scenes, scenes, tiny_vae(4))
+    trips = []
+    encode = WholeClipVae.encode
+    monkeypatch.setattr(WholeClipVae, "encode", lambda net, pixels: trips.append(pixels.requires_grad) or encode(net, pixels))
+    seen = set()
+    for seed in range(30):
+        trips.clear()
+        terms = learner.losses(learner.network, learner.batch(torch.Generator().manual_seed(seed)), 0, torch.Generator())
+        assert terms["again"] > 0
+        # One to begin with and one at the end; gradients reach the first only where nothing lies between.
+        seen.add(len(trips) - 2)
+        assert trips[-1] is (len(trips) == 2)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_stage_starts_from_a_result(scenes: SceneSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = task(scenes)
+    learner.export(learner.network, tmp_path / "first")
+    short = (VaeSettings((Phase(9, 1, 32, 32, 1, 0.0),), videos=3), TrainSettings(steps=1))
+    monkeypatch.setitem(TINY_STAGES, "round-trips", short)
+    folder = scenes.rgb.filename
+    where = str(Path(folder).parent)
+    train_vae(["round-trips", where, where, str(tmp_path / "second"), "--start", str(tmp_path / "first")])
+    first, second = (AutoencoderKLWan.from_pretrained(path) for path in (tmp_path / "first", tmp_path / "second" / "export"))
+    change = (first.decoder.conv_in.weight - second.decoder.conv_in.weight).abs()
+    assert 0 < change.max() < 0.1 * first.decoder.conv_in.weight.abs().max()
 
 
 def test_it_does_not_start_before_its_videos_are_rendered(scenes: SceneSet) -> None:
