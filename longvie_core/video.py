@@ -358,9 +358,7 @@ def cut_sound(path: Path, frames: range, destination: Path) -> None:
     begin = times.pts[frames.start] * times.tick
     end = times.pts[frames.stop] * times.tick if frames.stop < len(times.pts) else None
     with _open(path) as container:
-        stream = _sound_stream(container)
-        if stream is None:
-            raise ValueError(f"{path} has no audio that can be read: give another file, or none")
+        stream = _required_sound(path, container)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         container.seek(math.floor(max(begin - PREROLL, Fraction(0)) / stream.time_base), stream=stream)
         window = (round(begin * rate), None if end is None else round(end * rate))
@@ -655,6 +653,13 @@ def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | No
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
+def _required_sound(path: Path, container: av.container.InputContainer) -> av.AudioStream:
+    stream = _sound_stream(container)
+    if stream is None:
+        raise ValueError(f"{path} has no audio that can be read: give another file, or none")
+    return stream
+
+
 @contextmanager
 def _damage_by_name(path: Path) -> Iterator[None]:
     try:
@@ -694,9 +699,7 @@ def _samples_within(
 def _audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
     """The first audio stream's packets for mp4, cut off after ``seconds``."""
     with _open(path) as container, _damage_by_name(path):
-        stream = _sound_stream(container)
-        if stream is None:
-            raise ValueError(f"{path} has no audio that can be read: give another file, or none")
+        stream = _required_sound(path, container)
         origin = _first_moment(path, container, stream)
         copied = stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS
         for packet in (_copied if copied else _as_aac)(container, stream, output, origin):

@@ -424,15 +424,21 @@ class LucasKanade:
         Raises:
             ValueError: frames or points of another shape or type, or points that are not finite.
         """
-        _check_frames(frames)
-        points = _checked_points(points)
-        greys = _greys(frames)
-        if len(points) == 0:
-            return _no_tracks(len(greys))
-        run = _Run(self, greys, points)
-        for frame in range(1, len(greys)):
-            run.step(frame)
-        return Tracks(run.xy, run.visible)
+        return _follow(frames, points, lambda checked: _Run(self, _greys(frames), checked))
+
+
+def _follow(
+    frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray, begin: Callable[[np.ndarray], _Run | _FlowRun]
+) -> Tracks:
+    """Check frames and points, and take what ``begin`` makes of the checked points through the clip."""
+    _check_frames(frames)
+    points = _checked_points(points)
+    if len(points) == 0:
+        return Tracks(np.empty((len(frames), 0, 2), np.float32), np.empty((len(frames), 0), bool))
+    run = begin(points)
+    for frame in range(1, len(frames)):
+        run.step(frame)
+    return Tracks(run.xy, run.visible)
 
 
 def _check_frames(frames: Sequence[np.ndarray] | np.ndarray) -> None:
@@ -453,10 +459,6 @@ def _checked_points(points: np.ndarray) -> np.ndarray:
     if len(broken):
         raise ValueError(f"point {broken[0]} is {points[broken[0]].tolist()}: give finite x and y")
     return points
-
-
-def _no_tracks(frames: int) -> Tracks:
-    return Tracks(np.empty((frames, 0, 2), np.float32), np.empty((frames, 0), bool))
 
 
 def _greys(frames: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
@@ -758,14 +760,7 @@ class FlowTracker:
         Raises:
             ValueError: frames or points of another shape or type or not finite, or flow of another shape or not finite.
         """
-        _check_frames(frames)
-        points = _checked_points(points)
-        if len(points) == 0:
-            return _no_tracks(len(frames))
-        run = _FlowRun(self, frames, points)
-        for frame in range(1, len(frames)):
-            run.step(frame)
-        return Tracks(run.xy, run.visible)
+        return _follow(frames, points, lambda checked: _FlowRun(self, frames, checked))
 
 
 class _FlowRun(_Followed):
