@@ -401,12 +401,16 @@ class VaeCodec:
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, T, H, W] in [-1, 1] -> normalised latents [B, 16, f, h, w], the mean of the posterior."""
         latents = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-        return (latents.float() - self.mean) / self.std
+        return self.normalised(latents)
 
     @torch.no_grad()
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, 16, f, h, w] -> pixels [B, 3, T, H, W] in [-1, 1]."""
         return self._decode(self.denormalised(latents))
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE as the backbone wants them."""
+        return (latents.float() - self.mean) / self.std
 
     def denormalised(self, latents: Tensor) -> Tensor:
         """Latents as the VAE itself has them."""

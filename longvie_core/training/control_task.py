@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +16,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..autoregress import initial_latents
+from ..autoregress import initial_latents, sample_euler
 from ..backends.diffusers import adapt_backbone, check_fit, control_network, original_state, velocity
 from ..checkpoint import diffusers_backbone_config
 from ..conditioning import control_condition, image_condition, pixels_from_uint8
 from ..control.latents import encode_control
 from ..dual_control import DualControl, DualControlConfig, Streams
 from ..files import write_atomically
-from ..schedule import add_noise, euler_step, flow_sigmas
+from ..schedule import add_noise, flow_sigmas
 from ..wan import CrossAttention, WanConfig
 from .data import Clip
 from .degradation import chance, choose, depth_degradation_begins, draw_dense_strength, draw_history_length, is_degraded
 from .initialise import half_width_weights
 from .latents import ClipLatents, TrainingCodec
-from .losses import DegradedSamples, TrainingSchedule, batch_terms, loss_terms, training_schedule
+from .losses import DegradedSamples, batch_terms, draw_timesteps, loss_terms, training_schedule
 from .muon import MatrixMuon
 from .stages import CONTROL_ONLY, EVERYTHING, WITH_SELF_ATTENTION, Stage
 from .trainer import generator_for
-from .vae import psnr
+from .vae import picture_of, psnr
 
 SHEET_STEPS = 8
 """Euler steps of a sheet's clips; at the tiny model's size more of them change nothing."""
@@ -359,19 +358,20 @@ class ControlTask:
 
     def _timestep(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, sigma and loss weight of a clip, [1] each."""
-        schedule: TrainingSchedule = choose(self.schedules, [1.0] * len(self.schedules), generator)
-        draw = schedule.at(torch.randint(len(schedule.timesteps), (1,), generator=generator))
+        draw = draw_timesteps(choose(self.schedules, [1.0] * len(self.schedules), generator), 1, generator)
         return draw.timestep, draw.sigma, draw.weight if self.stage.timesteps.bell else torch.ones(1)
 
     def _sampled(self, network: nn.Module, given: Conditions) -> Tensor:
         """Clips [B, 3, T, H, W] from fixed noise."""
         shape = (len(given.image), 16, *given.image.shape[2:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(given.image.device)
-        latents = initial_latents(noise, given.history)
-        for sigma, sigma_next in pairwise(flow_sigmas(SHEET_STEPS).to(latents)):
+
+        def predicted(latents: Tensor, timestep: Tensor, _positive: bool) -> Tensor:
             with _attention(self.network):
-                prediction = network(latents, (1000 * sigma).expand(len(latents)), given)
-            latents = euler_step(latents, prediction.float(), sigma, sigma_next)
+                return network(latents, timestep.expand(len(latents)), given).float()
+
+        sigmas = flow_sigmas(SHEET_STEPS).to(noise)
+        *_, latents = sample_euler(predicted, initial_latents(noise, given.history), sigmas, cfg=1)
         return self.codec.decode_pixels(latents)
 
     def _inverted(self, clips: Sequence[Clip]) -> Tensor:
@@ -465,4 +465,4 @@ def _grid(columns: Sequence[Tensor]) -> np.ndarray:
         frames = columns[0].shape[2]
         for number in (frames // 2, frames - 1):
             rows.append(torch.cat([column[clip, :, number] for column in columns], dim=-1))
-    return torch.cat(rows, dim=-2).add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return picture_of(torch.cat(rows, dim=-2))

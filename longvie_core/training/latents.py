@@ -91,7 +91,7 @@ class TrainingCodec:
             if self.whole is None:
                 return self.normal.encode_pixels(clip)
             latents = self.whole.encode(clip.contiguous(memory_format=torch.channels_last_3d))
-        return (latents.float() - self.normal.mean) / self.normal.std
+        return self.normal.normalised(latents)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.vae.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -254,8 +254,7 @@ class VaeTask:
         self, network: WholeClipVae, batch: np.random.Generator, step: int, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         phase = self.settings.phase(step)
-        pixels = torch.from_numpy(np.stack([self._crop(phase, batch) for _ in range(phase.batch)]))
-        pixels = pixels.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+        pixels = pixels_of(np.stack([self._crop(phase, batch) for _ in range(phase.batch)]))
         pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
         latents = network.encode(pixels)
         noise = self.settings.latent_noise * torch.randn(latents.shape, generator=generator).to(latents)
@@ -302,8 +301,7 @@ class VaeTask:
         phase = Phase(1, frames, height, width, 1, 0.0)
         latents = []
         for _ in range(64):
-            pixels = torch.from_numpy(self._crop(phase, chance)).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
-            latents.append(network.encode(pixels).flatten(2)[0])
+            latents.append(network.encode(pixels_of(self._crop(phase, chance)[None])).flatten(2)[0])
         values = torch.cat(latents, dim=1)
         return values.mean(dim=1), values.std(dim=1)
 
@@ -345,14 +343,35 @@ def held_out_clips(scenes: SceneSet, count: int = 6) -> dict[str, Tensor]:
         "dense": np.repeat(scenes.dense[chosen, :frames, ..., None], 3, axis=-1),
         "sparse": scenes.sparse[chosen, 0],
     }
-    return {name: torch.from_numpy(clip).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1) for name, clip in kinds.items()}
+    return {name: pixels_of(clips) for name, clips in kinds.items()}
+
+
+def pixels_of(clips: np.ndarray) -> Tensor:
+    """uint8 clips [B, T, H, W, 3] -> [B, 3, T, H, W] in -1 .. 1."""
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+
+
+def picture_of(pixels: Tensor) -> np.ndarray:
+    """Pixels [3, H, W] in -1 .. 1 -> uint8 [H, W, 3], for looking at."""
+    return pixels.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 def _strip(clips: Tensor) -> np.ndarray:
     """Two frames of each clip, side by side, uint8."""
     frames = [clip[:, number] for clip in clips for number in (0, clip.shape[1] - 1)]
-    return torch.cat(frames, dim=-1).add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return picture_of(torch.cat(frames, dim=-1))
 
+
+TINY_TRAINING = TrainSettings(
+    steps=12_000,
+    warmup=50,
+    decay="cosine",
+    average=0.998,
+    precision="bf16",
+    checkpoint_every=250,
+    sheet_every=500,
+    log_every=50,
+)
 
 TINY_STAGES = {
     "pictures": (
@@ -365,31 +384,13 @@ TINY_STAGES = {
                 Phase(12_000, 5, 64, 96, 2, 0.3),
             )
         ),
-        TrainSettings(
-            steps=12_000,
-            warmup=50,
-            decay="cosine",
-            average=0.998,
-            precision="bf16",
-            checkpoint_every=250,
-            sheet_every=500,
-            log_every=50,
-        ),
+        TINY_TRAINING,
     ),
     "round-trips": (
         VaeSettings(
             (Phase(4_500, 1, 64, 96, 3, 1.0, 8), Phase(6_000, 5, 64, 96, 2, 0.5, 3)), matrix_rate=1e-3, other_rate=5e-4
         ),
-        TrainSettings(
-            steps=6_000,
-            warmup=50,
-            decay="cosine",
-            average=0.998,
-            precision="bf16",
-            checkpoint_every=250,
-            sheet_every=250,
-            log_every=50,
-        ),
+        replace(TINY_TRAINING, steps=6_000, sheet_every=250),
     ),
 }
 """First what a VAE learns; then that frames survive being handed from clip to clip."""
