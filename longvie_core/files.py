@@ -82,6 +82,11 @@ def remove_unfinished(folder: Path) -> list[Path]:
     return removed
 
 
+def text_sha256(text: str) -> str:
+    """Hash of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     digest = hashlib.sha256()

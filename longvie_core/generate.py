@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import sys
@@ -24,7 +23,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .autoregress import Carry, HistorySettings, generate
@@ -33,11 +31,12 @@ from .control.check import check_controls
 from .control.normalize import write_control
 from .control.signal import KINDS, Control, Signal, load_clips_folder
 from .dual_control import Strengths
-from .files import check_space, write_atomically
+from .files import check_space, text_sha256
 from .noise import NOISE_MODES, UnifiedNoise
-from .prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for
-from .run import ClipKey, Run, clip_range
+from .prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for, texts_for
+from .run import ClipKey, Run, clip_parts, clip_range
 from .schedule import SHIFT, STEPS, flow_sigmas
+from .texts import EmbeddingStore
 from .video import stretch
 
 if TYPE_CHECKING:
@@ -79,8 +78,7 @@ class Script:
 
     def texts(self, clip: int) -> tuple[str, str]:
         """Positive and negative text of a clip."""
-        prompt = prompt_for(self.prompts, clip)
-        return prompt.text, self.negative if prompt.negative is None else prompt.negative
+        return texts_for(self.prompts, self.negative, clip)
 
 
 @dataclass(frozen=True)
@@ -194,26 +192,19 @@ def load_backend(models: ModelFiles, script: Script, sampling: Sampling, texts: 
 
 def clip_key(models: ModelFiles, script: Script, sampling: Sampling, clip: int) -> ClipKey:
     """What a clip depends on; each part is named when it changes. Networks count by name, size and time of their files."""
-    plan = script.plan
-    text, negative = script.texts(clip)
+    prompt = prompt_for(script.prompts, clip)
     parts = {
-        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap} at {plan.fps} fps",
-        "frames taken": f"{plan.kept_frames(clip)}",
         "sampling": f"{sampling.steps} steps, shift {sampling.shift}, cfg {sampling.cfg}, {sampling.dtype}",
         "strengths": f"{sampling.strengths}",
-        "strengths of this clip": f"{prompt_for(script.prompts, clip).strengths}",
+        "strengths of this clip": f"{prompt.strengths}",
         "history": f"{sampling.history.frames} frames, first frame sigma {sampling.history.first_frame_sigma}",
         "noise": f"seed {sampling.noise.seed}, {sampling.noise.mode}, alpha {sampling.noise.alpha}",
-        "seed offset": str(prompt_for(script.prompts, clip).seed_offset),
-        "prompt": _hash(text),
-        "negative prompt": _hash(negative),
-        "dense control": script.dense.digest(plan, clip) if script.dense else "none",
-        "sparse control": script.sparse.digest(plan, clip) if script.sparse else "none",
         **{name.replace("_", " "): files_fingerprint(path) for name, path in vars(models).items()},
     }
-    if clip == 0:
-        parts["first frame"] = hashlib.sha256(script.first_frame.tobytes()).hexdigest()
-    return ClipKey(parts)
+    common = clip_parts(
+        script.plan, clip, script.texts(clip), prompt.seed_offset, script.dense, script.sparse, script.first_frame
+    )
+    return ClipKey({**common, **parts})
 
 
 def files_fingerprint(path: Path | None) -> str:
@@ -224,11 +215,7 @@ def files_fingerprint(path: Path | None) -> str:
         raise FileNotFoundError(f"{path} does not exist: give the path of a local file or folder, nothing is downloaded")
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return _hash(json.dumps(stamps))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(json.dumps(stamps))
 
 
 class TextStore:
@@ -240,13 +227,12 @@ class TextStore:
     """
 
     def __init__(self, folder: Path, encoder: Path | None) -> None:
-        self.folder = folder
         self.encoder = encoder
-        self._fingerprint = files_fingerprint(encoder)
+        self._store = EmbeddingStore(folder, files_fingerprint(encoder))
 
     def missing(self, texts: Iterator[str]) -> list[str]:
         """Those that have to be encoded, each once."""
-        return [] if self.encoder is None else [text for text in dict.fromkeys(texts) if not self._path(text).is_file()]
+        return [] if self.encoder is None else self._store.missing(texts)
 
     def encode(self, texts: list[str], sampling: Sampling) -> None:
         """Encode and keep; the encoder is gone from memory afterwards."""
@@ -255,10 +241,8 @@ class TextStore:
         from .backends.diffusers import TextEncoder
 
         encoder = TextEncoder(self.encoder, dtype=DTYPES[sampling.dtype], device=sampling.device)
-        self.folder.mkdir(exist_ok=True)
         for text in texts:
-            embedding = encoder(text).cpu().contiguous()
-            write_atomically(self._path(text), lambda part, embedding=embedding: save_file({"text": embedding}, part))
+            self._store.write(text, encoder(text))
         del encoder
         gc.collect()
         if sampling.device != "cpu":
@@ -266,10 +250,7 @@ class TextStore:
 
     def read(self, text: str, width: int) -> Tensor:
         """Embedding [1, L, width]; without an encoder one zero token, which attends like any number of them."""
-        return torch.zeros(1, 1, width) if self.encoder is None else load_file(self._path(text))["text"]
-
-    def _path(self, text: str) -> Path:
-        return self.folder / f"{_hash(f'{self._fingerprint}{chr(10)}{text}')[:32]}.safetensors"
+        return torch.zeros(1, 1, width) if self.encoder is None else self._store.read(text)
 
 
 # Several processes
@@ -353,7 +334,7 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
         return None if options.dense is None else Control.from_video(options.dense, "dense")
     signal = open_signal(options.raw_depth, options.raw_depth_kind, plan.fps)
     made_from = json.dumps([files_fingerprint(options.raw_depth), signal.kind, str(plan)])
-    path = options.run / f"dense_{_hash(made_from)[:16]}.mkv"
+    path = options.run / f"dense_{text_sha256(made_from)[:16]}.mkv"
     if is_first_process() and not path.is_file():
         options.run.mkdir(parents=True, exist_ok=True)
         write_control(signal, plan, path)

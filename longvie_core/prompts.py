@@ -118,6 +118,12 @@ def check_characters(name: str, text: str) -> None:
         raise ValueError(f"{name} holds half of a surrogate pair (\\ud800 .. \\udfff): write the whole character")
 
 
+def texts_for(prompts: tuple[ClipPrompt, ...], negative: str, clip: int) -> tuple[str, str]:
+    """Positive and negative text of a clip; ``negative`` where it has none of its own."""
+    prompt = prompt_for(prompts, clip)
+    return prompt.text, negative if prompt.negative is None else prompt.negative
+
+
 def prompt_for(prompts: tuple[ClipPrompt, ...], clip: int) -> ClipPrompt:
     """Prompt of a clip; clips beyond the last prompt repeat the last."""
     return prompts[min(clip, len(prompts) - 1)]

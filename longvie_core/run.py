@@ -30,7 +30,8 @@ from torch import Tensor
 from .anchor import AnchorSettings, latent_statistics, pixel_statistics
 from .autoregress import TAIL_FRAMES, Carry
 from .clips import ClipPlan
-from .files import file_sha256, is_disk_full, make_folder, remove_unfinished, write_atomically
+from .control.signal import Control
+from .files import file_sha256, is_disk_full, make_folder, remove_unfinished, text_sha256, write_atomically
 from .lock import exclusive
 from .video import VideoWriter, concat
 
@@ -90,12 +91,43 @@ class ClipKey:
 
     def fingerprint(self, previous: str) -> str:
         """Hash of the parts and of the clip before (``""`` for the first)."""
-        text = json.dumps([previous, sorted(self.parts.items())], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return text_sha256(json.dumps([previous, sorted(self.parts.items())], separators=(",", ":")))
 
     def changed(self, old: Mapping[str, str]) -> list[str]:
         """Names of the parts that differ."""
         return sorted(name for name in self.parts.keys() | old.keys() if self.parts.get(name) != old.get(name))
+
+
+def clip_parts(
+    plan: ClipPlan,
+    clip: int,
+    texts: tuple[str, str],
+    seed_offset: int,
+    dense: Control | None,
+    sparse: Control | None,
+    first_frame: np.ndarray,
+) -> dict[str, str]:
+    """Parts of a clip's key that do not depend on what renders it.
+
+    Args:
+        plan, clip: which frames.
+        texts: positive and negative prompt of the clip.
+        seed_offset: of the clip.
+        dense, sparse: controls; ``None`` where the modality is absent.
+        first_frame: uint8 [H, W, 3] of the whole video; only the first clip depends on it.
+    """
+    parts = {
+        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap} at {plan.fps} fps",
+        "frames taken": f"{plan.kept_frames(clip)}",
+        "prompt": text_sha256(texts[0]),
+        "negative prompt": text_sha256(texts[1]),
+        "seed offset": str(seed_offset),
+        "dense control": dense.digest(plan, clip) if dense else "none",
+        "sparse control": sparse.digest(plan, clip) if sparse else "none",
+    }
+    if clip == 0:
+        parts["first frame"] = hashlib.sha256(first_frame).hexdigest()
+    return parts
 
 
 @dataclass(frozen=True)
@@ -155,7 +187,7 @@ class Manifest:
 
 def _content_sha256(data: Mapping[str, object]) -> str:
     """Hash of a manifest's content, however it is laid out; of all but the hash itself."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return text_sha256(json.dumps(data, sort_keys=True, separators=(",", ":")))
 
 
 def _rate(value: object) -> str:
@@ -406,6 +438,10 @@ class Run:
         self._write(replace(self.manifest, fps=str(plan.fps), clips=(*self.manifest.clips[:clip], finished)))
         return finished
 
+    def video_damage(self, clip: int) -> str:
+        """What is wrong with the video of a finished clip, in words; empty where nothing is."""
+        return _file_damage(self.video_path(clip), self.manifest.clips[clip].video_sha256)
+
     def assemble(self, clips: int, metadata: Mapping[str, str] | None = None, audio: Path | None = None) -> Path:
         """Join the first ``clips`` finished clips into ``video.mp4`` by stream copy; made again only if they changed.
 
@@ -421,7 +457,7 @@ class Run:
             raise ValueError(f"this run has {len(self.manifest.clips)} finished clips, {clips} cannot be joined")
         parts = [clip.video_sha256 for clip in self.manifest.clips[:clips]]
         sound = None if audio is None else file_sha256(audio)
-        made_from = hashlib.sha256(json.dumps([parts, dict(metadata or {}), sound]).encode()).hexdigest()
+        made_from = text_sha256(json.dumps([parts, dict(metadata or {}), sound]))
         if not self.video.is_file() or self.manifest.video != {"made_from": made_from, **_stamp(self.video)}:
             concat(
                 [self.video_path(clip) for clip in range(clips)],
@@ -434,15 +470,7 @@ class Run:
         return self.video
 
     def _damage(self, clip: int, finished: FinishedClip) -> str:
-        for path, sha256 in (
-            (self.latents_path(clip), finished.latents_sha256),
-            (self.video_path(clip), finished.video_sha256),
-        ):
-            if not path.is_file():
-                return f"{path.name} is missing"
-            if file_sha256(path) != sha256:
-                return f"{path.name} was changed or cut off since it was written"
-        return ""
+        return _file_damage(self.latents_path(clip), finished.latents_sha256) or self.video_damage(clip)
 
     def _read(self) -> tuple[Manifest, list[tuple[Path, str]]]:
         """The manifest, or where it is damaged or gone its copy; and what is damaged, with the reason."""
@@ -475,8 +503,9 @@ class Run:
             self._write(self.manifest)
 
     def _write(self, manifest: Manifest) -> None:
+        text = manifest.to_json()
         for name in (MANIFEST, MANIFEST_COPY):
-            write_atomically(self.folder / name, lambda part: part.write_text(manifest.to_json(), encoding="utf-8"))
+            write_atomically(self.folder / name, lambda part: part.write_text(text, encoding="utf-8"))
             self.manifest = manifest
 
     def _refuse_links(self) -> None:
@@ -548,6 +577,12 @@ def clip_range(text: str, clips: int | None) -> range:
 def _stamp(path: Path) -> dict[str, int]:
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _file_damage(path: Path, sha256: str) -> str:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    return "" if file_sha256(path) == sha256 else f"{path.name} was changed or cut off since it was written"
 
 
 def _inside(path: str | bytes, folder: Path) -> bool:

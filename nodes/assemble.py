@@ -6,11 +6,9 @@ import json
 import time
 from pathlib import Path
 
-import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, io, ui
 
-from ..longvie_core.files import file_sha256
 from ..longvie_core.run import Run, check_run_name
 from . import storage
 
@@ -41,7 +39,7 @@ class LongVieAssemble(io.ComfyNode):
     @classmethod
     def execute(cls, run_name, driving_video=None, audio=None) -> io.NodeOutput:
         started = time.monotonic()
-        if not run_folder(run_name).is_dir():
+        if not storage.run_folder(run_name).is_dir():
             raise ValueError(f"there is no run {run_name!r} in output/longvie: use the run_name of the clip loop")
         run = storage.open_run(run_name)
         sound = storage.audio_file(driving_video, audio)
@@ -63,7 +61,7 @@ class LongVieAssemble(io.ComfyNode):
         # The run changes without an input of this node changing. A linked name is not known here: then it always runs.
         if run_name is None:
             return float("nan")
-        return storage.open_run(run_name).state() if run_folder(run_name).is_dir() else "no such run"
+        return storage.open_run(run_name).state() if storage.run_folder(run_name).is_dir() else "no such run"
 
     @classmethod
     def validate_inputs(cls, run_name=None) -> bool | str:
@@ -75,20 +73,14 @@ class LongVieAssemble(io.ComfyNode):
         return True
 
 
-def run_folder(run_name: str) -> Path:
-    """Where a run of this name lies, whether it is there or not."""
-    return Path(folder_paths.get_output_directory()) / "longvie" / check_run_name(run_name)
-
-
 def intact_clips(run: Run) -> tuple[int, str]:
     """How many leading clips can be joined, and in words why not the rest of the finished ones."""
-    finished_clips = len(run.manifest.clips)
-    for clip, finished in enumerate(run.manifest.clips):
-        path = run.video_path(clip)
-        if not path.is_file() or file_sha256(path) != finished.video_sha256:
-            damage = "was changed or cut off since it was written" if path.is_file() else "is missing"
-            return clip, f"clips {clip + 1} .. {finished_clips} are left out: {path.name} {damage}; queue the clip loop"
-    return finished_clips, ""
+    finished = len(run.manifest.clips)
+    for clip in range(finished):
+        damage = run.video_damage(clip)
+        if damage:
+            return clip, f"clips {clip + 1} .. {finished} are left out: {damage}; queue the clip loop"
+    return finished, ""
 
 
 def sound_inputs() -> list[io.Input]:

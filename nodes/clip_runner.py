@@ -9,15 +9,14 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from ..longvie_core.autoregress import Carry, ClipResult, TimedBackend, generate
 from ..longvie_core.backends import comfy as backend
 from ..longvie_core.clips import ClipPlan
 from ..longvie_core.control.latents import LatentStore
 from ..longvie_core.control.signal import Control
-from ..longvie_core.files import write_atomically
 from ..longvie_core.noise import UnifiedNoise
+from ..longvie_core.texts import EmbeddingStore
 from . import storage
 from .prompts import PromptSchedule
 
@@ -60,7 +59,7 @@ class ClipRunner:
         self.prompts = prompts
         self.noise = noise
         self.clips = clips
-        self.embeddings = embeddings
+        self.texts = None if embeddings is None else EmbeddingStore(embeddings, prompts.encoder)
         self.memory: dict[str, backend.Conditioning] = {}
         progress = backend.progress_over_clips(self.sampler, clips, sampler.node)
         self.backend = TimedBackend(backend.ComfyBackend(self.sampler, self.text_of, self.seed_of, progress, prompts.strengths))
@@ -109,23 +108,18 @@ class ClipRunner:
     def _encode(self, text: str) -> None:
         if self.prompts.clip is None:
             return
-        if self.embeddings is None:
+        if self.texts is None:
             self.memory[text] = backend.encode_text(self.prompts.clip, text)
-        elif not self._path(text).is_file():
+        elif self.texts.missing([text]):
             ((embedding, _),) = backend.encode_text(self.prompts.clip, text)
-            self.embeddings.mkdir(exist_ok=True)
-            write_atomically(self._path(text), lambda part: save_file({"text": embedding.cpu().contiguous()}, part))
+            self.texts.write(text, embedding)
 
     def _read(self, text: str) -> backend.Conditioning:
         if self.prompts.clip is None:
             return backend.empty_text(self.sampler.model)
-        if self.embeddings is None:
+        if self.texts is None:
             return self.memory[text]
-        return [[load_file(self._path(text))["text"], {}]]
-
-    def _path(self, text: str) -> Path:
-        name = hashlib.sha256(f"{self.prompts.encoder}\n{text}".encode()).hexdigest()
-        return self.embeddings / f"{name[:32]}.safetensors"
+        return [[self.texts.read(text), {}]]
 
 
 weights_sha256: WeakKeyDictionary[object, str] = WeakKeyDictionary()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import closing
 from functools import partial
@@ -14,7 +13,7 @@ from ..longvie_core.autoregress import Carry
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.files import check_space
 from ..longvie_core.prompts import ClipStrengths
-from ..longvie_core.run import ClipKey, clip_range
+from ..longvie_core.run import ClipKey, clip_parts, clip_range
 from . import storage, types
 from .assemble import host_metadata, sound_inputs, sound_note
 from .clip_runner import ClipRunner
@@ -118,8 +117,7 @@ class LongVieClipLoop(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, run_name=None, **_) -> str | float:
         # The host's cache may answer only while the files of the run that it remembers are untouched. A linked name is not
-        # known here: then it never answers.
-        # A paused run goes on each time that it is queued.
+        # known here, and a paused run goes on each time that it is queued: then it never answers.
         if run_name is None or finished_runs.get(run_name) == PAUSED:
             return float("nan")
         if run_name not in finished_runs:
@@ -170,29 +168,16 @@ finished_runs: dict[str, str] = {}
 
 def clip_key(dynprompt, node_id, plan, clip, sampler, prompts, noise, dense, sparse, first_frame) -> ClipKey:
     """What a clip depends on; each part is named in the report when it changes."""
-    text, negative = prompts.texts(clip)
     parts = {
-        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap} at {plan.fps} fps",
-        "frames taken": f"{plan.kept_frames(clip)}",
         "sampler": sampler.fingerprint,
-        "prompt": _hash(text),
-        "negative prompt": _hash(negative),
         "text encoder": prompts.encoder,
         "noise": storage.graph_fingerprint(dynprompt, node_id, "noise"),
-        "seed offset": str(prompts.seed_offset(clip)),
         **own_strengths(prompts.strengths(clip)),
-        "dense control": dense.digest(plan, clip) if dense else "none",
-        "sparse control": sparse.digest(plan, clip) if sparse else "none",
     }
-    if clip == 0:
-        parts["first frame"] = hashlib.sha256(first_frame).hexdigest()
-    return ClipKey(parts)
+    common = clip_parts(plan, clip, prompts.texts(clip), prompts.seed_offset(clip), dense, sparse, first_frame)
+    return ClipKey({**common, **parts})
 
 
 def own_strengths(strengths: ClipStrengths) -> dict[str, str]:
     """Parts of a clip's key for the strengths that it has of its own; the sampler's are in the sampler's part."""
     return {f"{modality} strength": str(value) for modality, value in vars(strengths).items() if value is not None}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

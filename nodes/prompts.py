@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..longvie_core.prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, check_characters, parse_prompts, prompt_for
+from ..longvie_core.prompts import (
+    REFERENCE_NEGATIVE,
+    ClipPrompt,
+    ClipStrengths,
+    check_characters,
+    parse_prompts,
+    prompt_for,
+    texts_for,
+)
 from . import storage, types
 
 
@@ -28,8 +36,7 @@ class PromptSchedule:
 
     def texts(self, clip: int) -> tuple[str, str]:
         """Positive and negative text of a clip."""
-        prompt = prompt_for(self.prompts, clip)
-        return prompt.text, self.negative if prompt.negative is None else prompt.negative
+        return texts_for(self.prompts, self.negative, clip)
 
     def seed_offset(self, clip: int) -> int:
         return prompt_for(self.prompts, clip).seed_offset

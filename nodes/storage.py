@@ -70,13 +70,22 @@ def clip_folders() -> list[str]:
     return sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/cond.json"))
 
 
+def run_folder(name: str) -> Path:
+    """Where a run of this name lies, whether it is there or not.
+
+    Raises:
+        ValueError: the name is no plain folder name.
+    """
+    return Path(folder_paths.get_output_directory()).resolve() / "longvie" / check_run_name(name)
+
+
 def open_run(name: str) -> Run:
     """The run ``<output>/longvie/<name>``.
 
     Raises:
         ValueError: the name is no plain folder name, or the folder is a link that leads elsewhere.
     """
-    folder = Path(folder_paths.get_output_directory()).resolve() / "longvie" / check_run_name(name)
+    folder = run_folder(name)
     if folder.resolve() != folder:
         raise ValueError(
             f"run {name!r} is a link or lies behind one: use another run name, or, to keep runs on another disk, start ComfyUI "
@@ -156,17 +165,23 @@ def image_file(images: torch.Tensor, fps: Fraction = Fraction(16)) -> Path:
     return path
 
 
+def source_file(video: Input.Video) -> Path | None:
+    """The file that a VIDEO, trimmed or not, was opened from; ``None`` where it has none."""
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+    return Path(source) if isinstance(source, str) else None
+
+
 def video_file(video: Input.Video) -> Path:
     """The file behind a VIDEO; one without a file of its own, or trimmed, is written to the cache first.
 
     Raises:
         ValueError: the video has no frames.
     """
-    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    if not isinstance(source, str):
+    path = source_file(video)
+    if path is None:
         components = video.get_components()
         return image_file(components.images, Fraction(components.frame_rate))
-    path, window = Path(source), video.get_active_trim_window()
+    window = video.get_active_trim_window()
     return path if window == (0.0, 0.0) else trimmed_file(path, *window)
 
 
@@ -210,13 +225,15 @@ def audio_file(video: Input.Video | None, audio: dict | None) -> Path | None:
         return samples_file(audio)
     if video is None:
         return None
-    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    if not isinstance(source, str):
+    path = source_file(video)
+    if path is None:
         audio = video.get_components().audio
         return None if audio is None else samples_file(audio)
-    path, window = Path(source), video.get_active_trim_window()
-    if not has_sound(path) or window == (0.0, 0.0):
-        return path if has_sound(path) else None
+    if not has_sound(path):
+        return None
+    window = video.get_active_trim_window()
+    if window == (0.0, 0.0):
+        return path
     frames = trimmed_frames(path, *window)
     destination = cached("sound", path, stamp(path), frames, suffix=".wav")
     if not destination.is_file():
