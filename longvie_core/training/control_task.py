@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,15 +30,15 @@ from ..wan import CrossAttention, WanConfig
 from .data import Clip
 from .degradation import chance, choose, depth_degradation_begins, draw_dense_strength, draw_history_length, is_degraded
 from .initialise import half_width_weights
-from .latents import ClipLatents, TrainingCodec
+from .latents import ROLLED_OUT, ClipLatents, TrainingCodec, Variant
 from .losses import DegradedSamples, batch_terms, draw_timesteps, loss_terms, training_schedule
 from .muon import MatrixMuon
 from .stages import CONTROL_ONLY, EVERYTHING, WITH_SELF_ATTENTION, Stage
 from .trainer import generator_for
 from .vae import picture_of, psnr
 
-SHEET_STEPS = 8
-"""Euler steps of a sheet's clips; at the tiny model's size more of them change nothing."""
+SAMPLING_STEPS = 8
+"""Euler steps of sheets and roll-outs; at the tiny model's size more of them change nothing."""
 
 SHEET_ROWS = 4
 """Clips that a sheet shows; its figures are means of more."""
@@ -154,10 +156,75 @@ class Conditions:
     text: Tensor
     vision: Tensor | None
 
-    def to(self, device: torch.device) -> Conditions:
-        """The same on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Conditions(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+class ShownLatents(NamedTuple):
+    """What :class:`Conditions` are made of; latents [B, 16, .., h, w] in float16.
+
+    Args:
+        image: first frame, then grey.
+        dense, sparse: controls.
+        dense_first, sparse_first: their first frame, then grey.
+        dense_strength, sparse_strength, history, text, vision: see :class:`Conditions`.
+    """
+
+    image: Tensor
+    dense: Tensor
+    dense_first: Tensor
+    sparse: Tensor
+    sparse_first: Tensor
+    dense_strength: Tensor
+    sparse_strength: Tensor
+    history: Tensor | None
+    text: Tensor
+    vision: Tensor | None
+
+    def conditions(self) -> Conditions:
+        """In float32, with the masks."""
+        return Conditions(
+            image=image_condition(self.image.float()),
+            dense=control_condition(self.dense.float(), self.dense_first.float()),
+            sparse=control_condition(self.sparse.float(), self.sparse_first.float()),
+            dense_strength=self.dense_strength,
+            sparse_strength=self.sparse_strength,
+            history=None if self.history is None else self.history.float(),
+            text=self.text,
+            vision=None if self.vision is None else self.vision.float(),
+        )
+
+
+class Batch(NamedTuple):
+    """What a step learns from.
+
+    Args:
+        latents: what the clips are conditioned on.
+        data: float16 latents of the clips [B, 16, f, h, w].
+        noise: on them.
+        timestep, sigma, weight: of each clip, [B].
+        degraded: whose start frame is not the clean one, bool [B]; ``None`` where the stage never degrades any.
+    """
+
+    latents: ShownLatents
+    data: Tensor
+    noise: Tensor
+    timestep: Tensor
+    sigma: Tensor
+    weight: Tensor
+    degraded: Tensor | None
+
+
+def sampled(network: ControlledBackbone, noise: Tensor, given: Conditions, steps: int = SAMPLING_STEPS) -> Tensor:
+    """Latents [B, 16, f, h, w] of clips from noise of that shape, in float32 on the network's device."""
+    backbone = network.backbone
+    device, dtype = backbone.device, backbone.patch_embedding.weight.dtype
+    moved = {name: None if value is None else value.to(device, dtype) for name, value in vars(given).items()}
+    noise, told = noise.to(device), Conditions(**moved)
+    history = None if given.history is None else given.history.to(device)
+
+    def predicted(latents: Tensor, timestep: Tensor, _positive: bool) -> Tensor:
+        return network(latents.to(dtype), timestep.expand(len(latents)), told).float()
+
+    *_, latents = sample_euler(predicted, initial_latents(noise, history), flow_sigmas(steps).to(noise), cfg=1)
+    return latents
 
 
 def tiny_network(backbone: WanConfig, control: DualControlConfig) -> ControlledBackbone:
@@ -242,26 +309,26 @@ class ControlTask:
         others = [value for value in learnt.values() if not any(value is matrix for matrix in matrices)]
         made = [torch.optim.AdamW(others, lr=chosen.rate, betas=chosen.betas, weight_decay=chosen.weight_decay)]
         if matrices:
-            made.append(MatrixMuon(matrices, lr=chosen.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+            made.append(MatrixMuon(matrices, chosen.matrix_rate))
         return made
 
-    def batch(self, generator: torch.Generator) -> Tensor:
-        """Which clips, as shares of those that have the history of the step; float64 [clips]."""
-        return torch.rand(self.stage.clips, generator=generator, dtype=torch.float64)
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        rows, history = self.chosen(step, generator)
+        shown = [self.shown(row, step, generator) for row in rows]
+        draws = [self._timestep(generator) for _ in rows]
+        timestep, sigma, weight = (torch.cat(values) for values in zip(*draws, strict=True))
+        data = self.latents.clean.read("video", rows)
+        flags = torch.tensor([clip.degraded for clip in shown]) if self._weakens_starts else None
+        noise = torch.randn(data.shape, generator=generator)
+        return Batch(self._read(self.latents, shown, history), data.half(), noise, timestep, sigma, weight, flags)
 
-    def losses(self, network: nn.Module, batch: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        batch = self.chosen(batch, step)
-        shown = [self.shown(row, step, generator) for row in batch.rows]
-        device = next(network.parameters()).device
-        given = self._conditions(self.latents, batch, shown).to(device)
-        data = self.latents.clean.read("video", batch.rows).to(device)
-        draws = [self._timestep(generator) for _ in batch.rows]
-        timestep, sigma, weight = (torch.cat(values).to(device) for values in zip(*draws, strict=True))
-        noise = torch.randn(data.shape, generator=generator).to(device)
-        noisy = add_noise(data, noise, sigma[:, None, None, None, None])
+    def losses(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        given, data = batch.latents.conditions(), batch.data.float()
+        noisy = add_noise(data, batch.noise, batch.sigma[:, None, None, None, None])
         with _attention(self.network):
-            prediction = network(noisy, timestep, given)
-        return batch_terms(loss_terms(prediction, noise, data, self._degraded(given, shown), self.stage.loss), weight)
+            prediction = network(noisy, batch.timestep, given)
+        terms = loss_terms(prediction, batch.noise, data, _degraded(given, batch.degraded), self.stage.loss)
+        return batch_terms(terms, batch.weight)
 
     def sheet(self, network: ControlledBackbone) -> tuple[np.ndarray, Mapping[str, float]]:
         """Held-out clips, their controls, and what becomes of them; PSNR in dB of all frames but the given first one."""
@@ -270,7 +337,7 @@ class ControlTask:
         clips = [self.held_out.source[row] for row in rows]
         truth = _pixels([clip.frames for clip in clips])
         shown = [Shown(row) for row in rows]
-        given = self._conditions(self.held_out, Batch(rows, self.stage.sheet_history), shown).to(device)
+        given = send_to_device(self._read(self.held_out, shown, self.stage.sheet_history), device).conditions()
         inverted = replace(given, dense=self._inverted(clips).to(device))
         on, off = torch.ones(len(rows), device=device), torch.zeros(len(rows), device=device)
         tried = {
@@ -297,12 +364,13 @@ class ControlTask:
             tensors = {key: value.detach().to("cpu", self.export_dtype).contiguous() for key, value in weights.items()}
             write_atomically(folder / name, partial(save_file, tensors, metadata=metadata))
 
-    def chosen(self, shares: Tensor, step: int) -> Batch:
+    def chosen(self, step: int, generator: torch.Generator) -> tuple[list[int], int]:
         """The clips of a step, with one length of history that all of them have, and those of the other processes too."""
         own = generator_for(self.stage.training.seed, step)
         length = draw_history_length(self.stage.histories, int(self.past.max()) + 1, own)
         rows = np.flatnonzero(self.past + 1 >= length)
-        return Batch([int(rows[int(share * len(rows))]) for share in shares], length)
+        places = torch.randint(len(rows), (self.stage.clips,), generator=generator)
+        return rows[places.numpy()].tolist(), length
 
     def shown(self, row: int, step: int, generator: torch.Generator) -> Shown:
         """How a clip is shown at a step of the training."""
@@ -310,68 +378,56 @@ class ControlTask:
         variant = int(torch.randint(stage.variants, (), generator=generator))
         dense, sparse = choose(((1, 1), (1, 0), (0, 1), (0, 0)), list(vars(stage.streams).values()), generator)
         strength = draw_dense_strength(stage.dense_features, generator)
+        rolled_out = chance(stage.rolled_out, generator) and self.past[row] > 0
         weak_start = stage.first_frame is not None and chance(stage.first_frame.probability, generator)
         weak_depth = stage.depth is not None and chance(stage.depth.probability, generator)
         phased_in = stage.depth is not None and step >= depth_degradation_begins(stage.depth, stage.training.steps)
         return Shown(
             row,
-            start=variant if weak_start else None,
+            start=ROLLED_OUT if rolled_out else variant if weak_start else None,
             depth=variant if weak_depth and phased_in else None,
-            degraded=weak_start and is_degraded(wanted.frame_operators(row, variant)),
+            degraded=rolled_out or weak_start and is_degraded(wanted.frame_operators(row, variant)),
             dense=dense * strength,
             sparse=float(sparse),
         )
 
-    def _conditions(self, latents: ClipLatents, batch: Batch, shown: Sequence[Shown]) -> Conditions:
-        """What the clips are conditioned on, as they are shown."""
+    def _read(self, latents: ClipLatents, shown: Sequence[Shown], history: int) -> ShownLatents:
+        """The latents of clips as they are shown."""
+        starts, depths = [clip.start for clip in shown], [clip.depth for clip in shown]
+        clean = [None] * len(shown)
+        rows = [clip.row for clip in shown]
 
-        def start(name: str) -> Tensor:
-            return torch.cat([latents.table(clip.start).read(name, [clip.row]) for clip in shown])
+        def read(name: str, variants: Sequence[Variant]) -> Tensor:
+            return _read_variants(latents, name, rows, variants)
 
-        def control(name: str) -> Tensor:
-            tables = [latents.table(clip.depth if name == "dense" else None) for clip in shown]
-            parts = (
-                torch.cat([table.read(part, [clip.row]) for table, clip in zip(tables, shown, strict=True)])
-                for part in (name, f"{name}_first")
-            )
-            return control_condition(*parts)
-
-        return Conditions(
-            image=image_condition(start("image")),
-            dense=control("dense"),
-            sparse=control("sparse"),
+        return ShownLatents(
+            image=read("image", starts),
+            dense=read("dense", depths),
+            dense_first=read("dense_first", depths),
+            sparse=read("sparse", clean),
+            sparse_first=read("sparse_first", clean),
             dense_strength=torch.tensor([clip.dense for clip in shown]),
             sparse_strength=torch.tensor([clip.sparse for clip in shown]),
-            history=start(f"history_{batch.history}") if batch.history else None,
-            text=torch.cat([self.text(latents.source.text(row)) for row in batch.rows]),
-            vision=start("vision") if latents.wanted.vision else None,
+            history=read(f"history_{history}", starts) if history else None,
+            text=torch.cat([self.text(latents.source.text(row)) for row in rows]),
+            vision=read("vision", starts) if latents.wanted.vision else None,
         )
 
-    def _degraded(self, given: Conditions, shown: Sequence[Shown]) -> DegradedSamples | None:
-        """What the loss has to know; the last frame of a history is the start frame, here as in generation."""
-        if self.stage.first_frame is None:
-            return None
-        flags = torch.tensor([clip.degraded for clip in shown], device=given.image.device)
-        start = given.image[:, 4:, :1]
-        has_history = torch.full_like(flags, given.history is not None)
-        return DegradedSamples(flags, start, has_history, None if given.history is None else start)
+    @property
+    def _weakens_starts(self) -> bool:
+        """Whether start frames are ever shown degraded."""
+        return self.stage.first_frame is not None or self.stage.rolled_out > 0
 
     def _timestep(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, sigma and loss weight of a clip, [1] each."""
         draw = draw_timesteps(choose(self.schedules, [1.0] * len(self.schedules), generator), 1, generator)
         return draw.timestep, draw.sigma, draw.weight if self.stage.timesteps.bell else torch.ones(1)
 
-    def _sampled(self, network: nn.Module, given: Conditions) -> Tensor:
+    def _sampled(self, network: ControlledBackbone, given: Conditions) -> Tensor:
         """Clips [B, 3, T, H, W] from fixed noise."""
         shape = (len(given.image), 16, *given.image.shape[2:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(given.image.device)
-
-        def predicted(latents: Tensor, timestep: Tensor, _positive: bool) -> Tensor:
-            with _attention(self.network):
-                return network(latents, timestep.expand(len(latents)), given).float()
-
-        sigmas = flow_sigmas(SHEET_STEPS).to(noise)
-        *_, latents = sample_euler(predicted, initial_latents(noise, given.history), sigmas, cfg=1)
+        with _attention(network):
+            latents = sampled(network, torch.randn(shape, generator=torch.Generator().manual_seed(1)), given)
         return self.codec.decode_pixels(latents)
 
     def _inverted(self, clips: Sequence[Clip]) -> Tensor:
@@ -382,30 +438,43 @@ class ControlTask:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Clips of one step, and the length of history that all of them get."""
-
-    rows: list[int]
-    history: int
-
-
-@dataclass(frozen=True)
 class Shown:
     """How a clip is shown.
 
     Args:
         row: its number.
-        start, depth: which variant of start frame and history, and of the depth; ``None`` = as they are.
+        start, depth: which variant of start frame and history, and of the depth.
         degraded: whether the start frame differs from the clean one.
         dense, sparse: weights of the streams.
     """
 
     row: int
-    start: int | None = None
-    depth: int | None = None
+    start: Variant = None
+    depth: Variant = None
     degraded: bool = False
     dense: float = 1.0
     sparse: float = 1.0
+
+
+def _read_variants(latents: ClipLatents, name: str, rows: Sequence[int], variants: Sequence[Variant]) -> Tensor:
+    """float16 [len(rows), ...], each clip's tensor from the table of its variant; clips of one table are read at once."""
+    found: Tensor | None = None
+    for variant in set(variants):
+        places = [place for place, other in enumerate(variants) if other == variant]
+        part = latents.table(variant).read(name, [rows[place] for place in places]).half()
+        if found is None:
+            found = part.new_empty((len(rows), *part.shape[1:]))
+        found[places] = part
+    return found
+
+
+def _degraded(given: Conditions, flags: Tensor | None) -> DegradedSamples | None:
+    """What the loss has to know; the last frame of a history is the start frame, here as in generation."""
+    if flags is None:
+        return None
+    start = given.image[:, 4:, :1]
+    has_history = torch.full_like(flags, given.history is not None)
+    return DegradedSamples(flags, start, has_history, None if given.history is None else start)
 
 
 def sheet_rows(latents: ClipLatents, stage: Stage) -> list[int]:

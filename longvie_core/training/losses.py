@@ -103,10 +103,8 @@ def mean_square(difference: Tensor) -> Tensor:
 
 def frame_weights(frames: int, first: tuple[float, ...], like: Tensor) -> Tensor:
     """Weights [frames] of a clip's latent frames: ``first``, then 1; a clip shorter than ``first`` uses its beginning."""
-    weights = like.new_ones(frames)
-    count = min(frames, len(first))
-    weights[:count] = like.new_tensor(first[:count])
-    return weights
+    given = [like.new_full((1,), weight) for weight in first[:frames]]  # a copy from the host could not be part of a CUDA graph
+    return torch.cat([*given, like.new_ones(frames - len(given))])
 
 
 def flow_matching(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:

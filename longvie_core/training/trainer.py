@@ -8,10 +8,11 @@ was not.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +21,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker, on_main_process
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ..files import write_atomically
+from .graphs import GraphedLosses
 
 KEPT_CHECKPOINTS = 2
 STATE = "step.json"
@@ -45,6 +48,9 @@ class TrainSettings:
         average: decay of the running mean of the weights, which is what is exported; 0 = the last weights.
         precision: accelerate's mixed precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         checkpoint_every, sheet_every, log_every: steps.
+        workers: processes that make batches ahead, for each process that trains, but no more than there are cores; 0 = it makes
+            them itself.
+        graphs: record losses and gradients as CUDA graphs (:mod:`.graphs`): one GPU, no accumulation.
         trackers: names of accelerate's trackers beside the file ``log.jsonl``.
         shared_state: of several processes, each keeps its share of AdamW's state alone (ZeRO stage 1).
     """
@@ -60,6 +66,8 @@ class TrainSettings:
     checkpoint_every: int = 500
     sheet_every: int = 500
     log_every: int = 20
+    workers: int = 0
+    graphs: bool = False
     trackers: tuple[str, ...] = ()
     shared_state: bool = False
 
@@ -69,6 +77,8 @@ class TrainSettings:
         for name in ("steps", "accumulation", "checkpoint_every", "sheet_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.graphs and self.accumulation > 1:
+            raise ValueError(f"graphs with an accumulation of {self.accumulation}: take larger batches instead")
 
     def rate(self, step: int) -> float:
         """Factor of the learning rate at a step."""
@@ -88,11 +98,14 @@ class Task(Protocol):
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Optimisers of the network's parameters, with their full learning rates."""
 
-    def batch(self, generator: torch.Generator) -> Any:
-        """What one process sees in one step; equal for equal generators."""
+    def batch(self, step: int, generator: torch.Generator) -> Any:
+        """What one process sees in one step, with everything random in it, on the CPU: tensors, in a named tuple for example.
 
-    def losses(self, network: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        """Weighted terms; their sum is what a step makes smaller."""
+        It may run in another process (``TrainSettings.workers``), so it must not touch the network.
+        """
+
+    def losses(self, network: nn.Module, batch: Any) -> Mapping[str, Tensor]:
+        """Weighted terms; their sum is what a step makes smaller. The batch is on the network's device."""
 
     def sheet(self, network: nn.Module) -> tuple[np.ndarray, Mapping[str, float]]:
         """A picture uint8 [H, W, 3] and figures that show how far it is."""
@@ -117,8 +130,9 @@ class Average:
         """Take in the weights after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in self._averaged(network):
-            self.mean[name].lerp_(value.detach().float(), 1 - decay)
+        if averaged := self._averaged(network):
+            values = [value.detach().float() for _, value in averaged]
+            torch._foreach_lerp_([self.mean[name] for name, _ in averaged], values, 1 - decay)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
@@ -156,6 +170,7 @@ def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | N
     )
     accelerator.init_trackers("longvie")
     set_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True  # the shapes of batches repeat
     network = accelerator.prepare(task.network)
     optimizers = task.optimizers()
     if settings.shared_state and accelerator.num_processes > 1:
@@ -167,8 +182,19 @@ def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | N
     accelerator.register_save_state_pre_hook(_without_frozen)
     first = _resume(accelerator, folder)
     last = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
+    batches = _batches(task, settings, accelerator, first, last)
+
+    def gradients(batch: Any) -> dict[str, Tensor]:
+        """The batch's terms, after adding their gradients."""
+        with accelerator.autocast():
+            terms = task.losses(network, batch)
+        accelerator.backward(torch.stack(list(terms.values())).sum())
+        return {name: value.detach() for name, value in terms.items()}
+
+    if settings.graphs and accelerator.device.type == "cuda":
+        gradients = GraphedLosses(gradients, [value for _, value in _trainable(network)])
     for step in range(first, last):
-        terms = _step(accelerator, task, network, optimizers, settings, step)
+        terms = _step(accelerator, gradients, network, optimizers, settings, step, batches)
         for schedule in schedules:
             schedule.step()
         average.update(accelerator.unwrap_model(network))
@@ -192,32 +218,60 @@ def generator_for(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
+class _Batches(Dataset):
+    """The batches of steps ``first`` .. ``last - 1`` of one process, each from a generator of its own."""
+
+    def __init__(self, task: Task, settings: TrainSettings, process: int, first: int, last: int) -> None:
+        self.task, self.settings, self.process, self.first = task, settings, process, first
+        self.count = (last - first) * settings.accumulation
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Any:
+        step, part = divmod(number, self.settings.accumulation)
+        step += self.first
+        return self.task.batch(step, generator_for(self.settings.seed, step, part, self.process))
+
+
+def _batches(task: Task, settings: TrainSettings, accelerator: Accelerator, first: int, last: int) -> Iterator[Any]:
+    """Batches on the accelerator's device, made ahead by worker processes where there are some."""
+    workers = min(settings.workers, os.cpu_count() or 1)
+    ahead = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
+    loader = DataLoader(
+        _Batches(task, settings, accelerator.process_index, first, last),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+        **ahead,
+    )
+    return (send_to_device(batch, accelerator.device, non_blocking=True) for batch in loader)
+
+
 def _step(
     accelerator: Accelerator,
-    task: Task,
+    gradients: Callable[[Any], dict[str, Tensor]],
     network: nn.Module,
     optimizers: list[AcceleratedOptimizer],
     settings: TrainSettings,
     step: int,
+    batches: Iterator[Any],
 ) -> dict[str, float]:
     """One optimiser step; returns the mean of each loss term over the batches."""
     sums: dict[str, float] = {}
-    for part in range(settings.accumulation):
-        generator = generator_for(settings.seed, step, part, accelerator.process_index)
+    for _ in range(settings.accumulation):
+        batch = next(batches)
         with accelerator.accumulate(network):
-            with accelerator.autocast():
-                terms = task.losses(network, task.batch(generator), step, generator)
-            total = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(total):
-                raise FloatingPointError(f"step {step + 1}: the loss is {total.item()}; lower the learning rate")
-            accelerator.backward(total)
+            terms = gradients(batch)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(network.parameters(), settings.clip_norm)
             for optimizer in optimizers:
                 optimizer.step()
-                optimizer.zero_grad()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulation
+                optimizer.zero_grad(set_to_none=not settings.graphs)
+        for name, value in zip(terms, torch.stack(list(terms.values())).tolist(), strict=True):
+            sums[name] = sums.get(name, 0.0) + value / settings.accumulation
+    if not isfinite(sum(sums.values())):
+        raise FloatingPointError(f"step {step + 1}: the loss is {sum(sums.values())}; lower the learning rate")
     return sums
 
 

@@ -217,6 +217,22 @@ class VaeSettings:
         return next((phase for phase in self.phases if step < phase.until), self.phases[-1])
 
 
+class Crops(NamedTuple):
+    """What a step learns from.
+
+    Args:
+        pictures: uint8 [B, T, H, W, 3].
+        noise: on their latents [B, 16, f, h, w].
+        again: weight of the round-trip term.
+        trips: round trips before the one that the term is of.
+    """
+
+    pictures: Tensor
+    noise: Tensor
+    again: float
+    trips: int
+
+
 class VaeTask:
     """:class:`~longvie_core.training.trainer.Task`: the VAE on pictures, depth and tracks of the procedural world.
 
@@ -243,37 +259,38 @@ class VaeTask:
         parameters = list(self.network.parameters())
         kernels = [value for value in parameters if value.ndim >= 4 and value[0].numel() >= 16]
         others = [value for value in parameters if not any(value is kernel for kernel in kernels)]
-        muon = MatrixMuon(kernels, lr=self.settings.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        muon = MatrixMuon(kernels, self.settings.matrix_rate)
         return [muon, torch.optim.Adam(others, lr=self.settings.other_rate, betas=(0.9, 0.98))]
 
-    def batch(self, generator: torch.Generator) -> np.random.Generator:
-        """The crops depend on the phase, so they are cut where the step is known."""
-        return np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-
-    def losses(
-        self, network: WholeClipVae, batch: np.random.Generator, step: int, generator: torch.Generator
-    ) -> Mapping[str, Tensor]:
+    def batch(self, step: int, generator: torch.Generator) -> Crops:
         phase = self.settings.phase(step)
-        pixels = pixels_of(np.stack([self._crop(phase, batch) for _ in range(phase.batch)]))
-        pixels = pixels.contiguous(memory_format=torch.channels_last_3d)
+        chance = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        pictures = np.stack([self._crop(phase, chance) for _ in range(phase.batch)])
+        latents = (phase.batch, 16, 1 + (phase.frames - 1) // 4, phase.height // 8, phase.width // 8)
+        noise = self.settings.latent_noise * torch.randn(latents, generator=generator)
+        return Crops(torch.from_numpy(pictures), noise, phase.again, int(chance.integers(phase.trips)))
+
+    def losses(self, network: WholeClipVae, batch: Crops) -> Mapping[str, Tensor]:
+        pixels = pixels_of(batch.pictures).contiguous(memory_format=torch.channels_last_3d)
         latents = network.encode(pixels)
-        noise = self.settings.latent_noise * torch.randn(latents.shape, generator=generator).to(latents)
-        seen = network.decode(latents + noise)
+        seen = network.decode(latents + batch.noise.to(latents))
         terms = {
             "picture": picture_loss(seen.float(), pixels),
             "small": self.settings.small * latents.float().square().mean(),
         }
-        if phase.again:
-            once_more = network.encode(self._worn(network, seen.clamp(-1, 1), int(batch.integers(phase.trips))))
+        if batch.again:
+            once_more = network.encode(self._worn(network, seen.clamp(-1, 1), batch.trips))
             spread = latents.detach().float().var()
             again = (once_more.float() - latents.float().detach()).square().mean() / spread
-            terms["again"] = phase.again * (again + picture_loss(network.decode(once_more).float(), pixels))
+            terms["again"] = batch.again * (again + picture_loss(network.decode(once_more).float(), pixels))
         return terms
 
     def sheet(self, network: WholeClipVae) -> tuple[np.ndarray, Mapping[str, float]]:
         """Held-out clips above what is left of them; PSNR, also after 12 round trips of single frames."""
         rows, figures = [], {}
+        device = next(network.parameters()).device
         for kind, clips in held_out_clips(self.held_out).items():
+            clips = clips.to(device)
             seen = network.decode(network.encode(clips)).float().clamp(-1, 1)
             figures[f"psnr {kind}"] = psnr(seen, clips)
             rows += [_strip(clips), _strip(seen)]
@@ -288,6 +305,7 @@ class VaeTask:
     def export(self, network: WholeClipVae, folder: Path) -> None:
         """diffusers' layout, its latents with Wan 2.1's statistics."""
         mean, std = self._statistics(network)
+        network.vae.cpu()
         fold_statistics(network.vae, mean, std)
         for parameter in network.vae.parameters():
             parameter.data = parameter.data.contiguous()
@@ -301,8 +319,9 @@ class VaeTask:
         phase = Phase(1, frames, height, width, 1, 0.0)
         latents = []
         for _ in range(64):
-            latents.append(network.encode(pixels_of(self._crop(phase, chance)[None])).flatten(2)[0])
-        values = torch.cat(latents, dim=1)
+            pictures = torch.from_numpy(self._crop(phase, chance)[None]).to(next(network.parameters()).device)
+            latents.append(network.encode(pixels_of(pictures)).flatten(2)[0])
+        values = torch.cat(latents, dim=1).cpu()
         return values.mean(dim=1), values.std(dim=1)
 
     def _worn(self, network: WholeClipVae, seen: Tensor, trips: int) -> Tensor:
@@ -343,17 +362,17 @@ def held_out_clips(scenes: SceneSet, count: int = 6) -> dict[str, Tensor]:
         "dense": np.repeat(scenes.dense[chosen, :frames, ..., None], 3, axis=-1),
         "sparse": scenes.sparse[chosen, 0],
     }
-    return {name: pixels_of(clips) for name, clips in kinds.items()}
+    return {name: pixels_of(torch.from_numpy(clips)) for name, clips in kinds.items()}
 
 
-def pixels_of(clips: np.ndarray) -> Tensor:
+def pixels_of(clips: Tensor) -> Tensor:
     """uint8 clips [B, T, H, W, 3] -> [B, 3, T, H, W] in -1 .. 1."""
-    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
+    return clips.permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1)
 
 
 def picture_of(pixels: Tensor) -> np.ndarray:
     """Pixels [3, H, W] in -1 .. 1 -> uint8 [H, W, 3], for looking at."""
-    return pixels.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return pixels.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _strip(clips: Tensor) -> np.ndarray:
@@ -363,37 +382,37 @@ def _strip(clips: Tensor) -> np.ndarray:
 
 
 TINY_TRAINING = TrainSettings(
-    steps=12_000,
+    steps=2_900,
     warmup=50,
     decay="cosine",
-    average=0.998,
+    average=0.995,
     precision="bf16",
-    checkpoint_every=250,
+    checkpoint_every=500,
     sheet_every=500,
     log_every=50,
+    workers=8,
+    graphs=True,
 )
 
 TINY_STAGES = {
     "pictures": (
         VaeSettings(
             (
-                Phase(4_000, 1, 48, 48, 12, 0.0),
-                Phase(5_500, 5, 48, 48, 4, 0.0),
-                Phase(8_000, 9, 48, 48, 3, 0.0),
-                Phase(10_500, 17, 48, 48, 2, 0.1),
-                Phase(12_000, 5, 64, 96, 2, 0.3),
+                Phase(1_200, 1, 64, 96, 256, 0.0),
+                Phase(2_000, 5, 64, 96, 64, 0.0),
+                Phase(2_900, 17, 64, 96, 48, 0.1),
             )
         ),
         TINY_TRAINING,
     ),
     "round-trips": (
         VaeSettings(
-            (Phase(4_500, 1, 64, 96, 3, 1.0, 8), Phase(6_000, 5, 64, 96, 2, 0.5, 3)), matrix_rate=1e-3, other_rate=5e-4
+            (Phase(150, 1, 64, 96, 128, 1.0, 6), Phase(350, 17, 64, 96, 24, 0.5, 2)), matrix_rate=1e-3, other_rate=5e-4
         ),
-        replace(TINY_TRAINING, steps=6_000, sheet_every=250),
+        replace(TINY_TRAINING, steps=350, checkpoint_every=400, sheet_every=150),
     ),
 }
-"""First what a VAE learns; then that frames survive being handed from clip to clip."""
+"""First what a VAE learns; then that frames survive being handed from clip to clip. Sized for a GPU."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

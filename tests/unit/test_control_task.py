@@ -19,7 +19,6 @@ from longvie_core.checkpoint import diffusers_backbone_config, read_backbone, re
 from longvie_core.dual_control import DualControlConfig, Strengths
 from longvie_core.training.__main__ import main
 from longvie_core.training.control_task import (
-    Batch,
     Conditions,
     ControlledBackbone,
     ControlTask,
@@ -31,7 +30,7 @@ from longvie_core.training.control_task import (
 )
 from longvie_core.training.data import SceneClips
 from longvie_core.training.degradation import DepthDegradation, FrameDegradation, is_degraded
-from longvie_core.training.latents import ClipLatents, TrainingCodec, Wanted
+from longvie_core.training.latents import ROLLED_OUT, ClipLatents, TrainingCodec, Wanted
 from longvie_core.training.losses import flow_matching
 from longvie_core.training.scenes import SceneSet, SceneSettings, open_set
 from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
@@ -192,11 +191,10 @@ def test_clips_have_the_history_of_their_step(latents: ClipLatents, codec: Train
     task = task_of(latents, codec)
     lengths, rows = Counter(), Counter()
     for step in range(400):
-        batch = task.chosen(task.batch(generator_for(9, step)), step)
-        lengths[batch.history] += 1
-        rows.update((batch.history, row) for row in batch.rows)
-        other = task.chosen(task.batch(generator_for(10, step)), step)
-        assert other.history == batch.history  # of another process: its own clips, the same work
+        chosen, length = task.chosen(step, generator_for(9, step))
+        lengths[length] += 1
+        rows.update((length, row) for row in chosen)
+        assert task.chosen(step, generator_for(10, step))[1] == length  # another process: its own clips, the same work
     assert abs(lengths[5] - 200) < 4 * 10
     assert {row for length, row in rows if length == 5} == {1, 2, 3, 5, 6, 7}
     assert {row for length, row in rows if length == 0} == set(range(8))
@@ -223,10 +221,21 @@ def test_clips_are_degraded_as_often_as_the_stage_says(latents: ClipLatents, cod
     assert any(task.shown(3, 33, generator_for(1, number)).depth is not None for number in range(50))  # 2/3 of 50 steps
 
 
+def test_half_of_the_clips_with_a_past_start_from_a_roll_out(latents: ClipLatents, codec: TrainingCodec) -> None:
+    stage = replace(STAGE, rolled_out=0.5, first_frame=None)
+    task = object.__new__(ControlTask)  # its check that a roll-out is there is not what this is about
+    task.stage, task.latents, task.past = stage, latents, np.array([0, 16])
+    shown = [task.shown(1, 0, generator_for(2, number)) for number in range(1000)]
+    rolled = [clip for clip in shown if clip.start == ROLLED_OUT]
+    assert abs(len(rolled) / 1000 - 0.5) < 4 * (0.25 / 1000) ** 0.5
+    assert all(clip.degraded == (clip.start == ROLLED_OUT) for clip in shown)
+    assert all(task.shown(0, 0, generator_for(2, number)).start is None for number in range(50))
+
+
 def test_conditions_come_from_the_drawn_variants(latents: ClipLatents, codec: TrainingCodec) -> None:
     task = task_of(latents, codec)
     shown = [Shown(2), Shown(3, start=1, depth=0, dense=0.5, sparse=0.0)]
-    given = task._conditions(latents, Batch([2, 3], 5), shown)
+    given = task._read(latents, shown, 5).conditions()
     clean, weak, other = latents.clean, latents.table(1), latents.table(0)
     assert torch.equal(given.image[:, 4:], torch.cat([clean.read("image", [2]), weak.read("image", [3])]))
     assert torch.equal(given.image[:, :4, 0], torch.ones(2, 4, 4, 4)) and not given.image[:, :4, 1].any()
@@ -235,7 +244,7 @@ def test_conditions_come_from_the_drawn_variants(latents: ClipLatents, codec: Tr
     assert torch.equal(given.dense[1, 20:], other.read("dense_first", [3])[0])
     assert torch.equal(given.sparse[:, :16], clean.read("sparse", [2, 3]))
     assert given.dense_strength.tolist() == [1.0, 0.5] and given.sparse_strength.tolist() == [1.0, 0.0]
-    assert task._conditions(latents, Batch([2, 3], 0), shown).history is None
+    assert task._read(latents, shown, 0).history is None
 
 
 def test_the_loss_is_that_of_the_noise_that_was_added(latents: ClipLatents, codec: TrainingCodec) -> None:
@@ -247,10 +256,8 @@ def test_the_loss_is_that_of_the_noise_that_was_added(latents: ClipLatents, code
         seen.update(noisy=noisy, timestep=timestep)
         return torch.zeros_like(noisy)
 
-    network.parameters = task.network.parameters
-    step, shares = 3, torch.tensor([0.1, 0.9, 0.5, 0.3])
-    terms = task.losses(network, shares, step, generator_for(4))
-    rows = task.chosen(shares, step).rows
+    terms = task.losses(network, task.batch(3, generator_for(4)))
+    rows, _ = task.chosen(3, generator_for(4))
     data = latents.clean.read("video", rows)
     sigma = (seen["timestep"] / 1000)[:, None, None, None, None]
     noise = (seen["noisy"] - (1 - sigma) * data) / sigma
@@ -273,8 +280,7 @@ def mean_flow(task: ControlTask) -> float:
     """The loss over many fixed draws."""
     seen = []
     for step in range(30):
-        generator = generator_for(77, step)
-        seen.append(task.losses(task.network, task.batch(generator), step, generator)["flow"].item())
+        seen.append(task.losses(task.network, task.batch(step, generator_for(77, step)))["flow"].item())
     return float(np.mean(seen))
 
 

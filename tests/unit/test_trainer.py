@@ -24,18 +24,19 @@ class Line:
         self.network = nn.Linear(3, 1, bias=False)
         nn.init.zeros_(self.network.weight)
         self.rate = rate
-        self.batches: list[Tensor] = []
+        self.batches: list[tuple[Tensor, Tensor]] = []
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [torch.optim.AdamW(self.network.parameters(), lr=self.rate, weight_decay=0)]
 
-    def batch(self, generator: torch.Generator) -> Tensor:
-        self.batches.append(torch.randn(16, 3, generator=generator))
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        points = torch.randn(16, 3, generator=generator)
+        self.batches.append((points, points @ TRUTH.T - 0.01 * torch.randn(16, 1, generator=generator)))
         return self.batches[-1]
 
-    def losses(self, network: nn.Module, batch: Tensor, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
-        noise = 0.01 * torch.randn(16, 1, generator=generator)
-        return {"error": (network(batch) - batch @ TRUTH.T + noise).square().mean()}
+    def losses(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        points, wanted = batch
+        return {"error": (network(points) - wanted).square().mean()}
 
     def sheet(self, network: nn.Module) -> tuple[np.ndarray, Mapping[str, float]]:
         return np.zeros((2, 2, 3), np.uint8), {"weight": float(network.weight[0, 0])}
@@ -87,10 +88,16 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 def test_every_step_sees_another_batch_and_accumulates(tmp_path: Path) -> None:
     task = Line()
     train(task, settings(steps=4, accumulation=3), tmp_path)
-    assert len({tuple(batch.flatten().tolist()) for batch in task.batches}) == 12
+    assert len({tuple(points.flatten().tolist()) for points, _ in task.batches}) == 12
     other = Line()
     train(other, settings(steps=4, accumulation=3, seed=1), tmp_path / "other")
-    assert not torch.equal(task.batches[0], other.batches[0])
+    assert not torch.equal(task.batches[0][0], other.batches[0][0])
+
+
+def test_batches_made_ahead_are_the_same(tmp_path: Path) -> None:
+    alone, helped = run(tmp_path / "alone", 20), run(tmp_path / "helped", 20, workers=2)
+    assert not helped.batches
+    assert torch.equal(alone.network.weight, helped.network.weight)
 
 
 def test_accumulated_gradients_are_means(tmp_path: Path) -> None:
@@ -128,7 +135,9 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
         train(task, settings(), tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"decay": "linear"}, {"steps": 0}, {"accumulation": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"decay": "linear"}, {"steps": 0}, {"accumulation": 0}, {"graphs": True, "accumulation": 2}]
+)
 def test_settings_are_checked(changes: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         settings(**changes)
@@ -156,8 +165,8 @@ def test_muon_on_kernels_is_torchs_on_matrices(channels_last: bool) -> None:
     if channels_last:
         kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
     matrix = nn.Parameter(kernel.detach().movedim(1, -1).reshape(6, -1).clone())
-    ours = MatrixMuon([kernel], lr=0.1, weight_decay=0.0)
-    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0)
+    ours = MatrixMuon([kernel], lr=0.1)
+    theirs = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         gradient = torch.randn(6, 4, 3, 3, 3)
         kernel.grad, matrix.grad = gradient.clone(), gradient.movedim(1, -1).reshape(6, -1).clone()
@@ -166,3 +175,24 @@ def test_muon_on_kernels_is_torchs_on_matrices(channels_last: bool) -> None:
     torch.testing.assert_close(kernel.detach().movedim(1, -1).reshape(6, -1), matrix.detach(), rtol=1e-2, atol=2e-3)
     ours.zero_grad()
     assert kernel.grad is None
+
+
+def test_muon_treats_matrices_one_by_one_or_together_alike() -> None:
+    torch.manual_seed(0)
+    shapes = [(6, 4), (4, 6), (6, 4), (5, 5), (4, 6)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(value.detach().clone()) for value in ours]
+    optimizers = [
+        MatrixMuon(ours, lr=0.1),
+        torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    assert all(value.grad.count_nonzero() == 0 for value in ours)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.detach(), other.detach(), rtol=1e-2, atol=4e-3)

@@ -156,7 +156,7 @@ def test_the_round_trip_term_is_of_the_last_of_several_trips(scenes: SceneSet, m
     seen = set()
     for seed in range(30):
         trips.clear()
-        terms = learner.losses(learner.network, learner.batch(torch.Generator().manual_seed(seed)), 0, torch.Generator())
+        terms = learner.losses(learner.network, learner.batch(0, torch.Generator().manual_seed(seed)))
         assert terms["again"] > 0
         # One to begin with and one at the end; gradients reach the first only where nothing lies between.
         seen.add(len(trips) - 2)
