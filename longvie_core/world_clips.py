@@ -12,9 +12,9 @@ import numpy as np
 
 from .clips import ClipPlan
 from .control.normalize import normalized_frames
-from .control.render import depth_to_z, render_tracks
+from .control.render import depth_to_z, reference_grid, render_tracks
 from .control.signal import ClipsFolder, SignalWriter, write_clips_folder
-from .world import Scene, grid_points, render, render_frames, track
+from .world import Scene, render, render_frames, track
 
 NOWHERE = -1e6
 """Where a point that is behind the camera is put: drawn, but never in the picture."""
@@ -68,8 +68,7 @@ def scene_tracks(
     """
     size = (plan.width, plan.height)
     times = [float(min(frame, plan.output_frames - 1) / rate) for frame in plan.control_frames(clip)]
-    margin = 9 / 576 * plan.width
-    tracks = track(scene, grid_points(grid.columns, grid.rows, *size, margin), times, *size)
+    tracks = track(scene, reference_grid(*size, grid.columns, grid.rows).astype(np.float64), times, *size)
     z = depth_to_z(dense, size)
     seen = np.isfinite(tracks.xy).all(axis=-1)
     xy = np.where(seen[..., None], tracks.xy, NOWHERE)

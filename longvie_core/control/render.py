@@ -33,7 +33,7 @@ TRACKER_WIDTH, TRACKER_HEIGHT, TRACKER_MARGIN = 576, 384, 9
 """Picture in which the reference lays out its grid, and the grid's distance from the edge, in pixels."""
 
 
-def reference_grid(width: int, height: int, n: int = 50) -> np.ndarray:
+def reference_grid(width: int, height: int, n: int = 50, rows: int | None = None) -> np.ndarray:
     """The reference's regular grid of ``n x n`` points at a clip's first frame.
 
     In the tracker's 576x384 picture ``x = 9 + i/(n-1) * 558`` and ``y = 9 + j/(n-1) * 366``, scaled by ``width/576``
@@ -42,18 +42,20 @@ def reference_grid(width: int, height: int, n: int = 50) -> np.ndarray:
     Args:
         width, height: size of the drawn picture in pixels.
         n: points a side, at least 2 (reference 50; P1 and P2 name 4,900 points, which is 70).
+        rows: rows of ``n`` points, at least 2; ``None`` = n, as the reference has it.
 
     Returns:
-        float32 ``[n*n, 2]``, (x, y) in pixels. **x runs fastest**: point ``j*n + i`` is column i of row j.
+        float32 ``[rows*n, 2]``, (x, y) in pixels. **x runs fastest**: point ``j*n + i`` is column i of row j.
 
     Raises:
-        ValueError: ``n`` below 2.
+        ValueError: ``n`` or ``rows`` below 2.
     """
-    if n < 2:
-        raise ValueError(f"a grid of {n} points a side has no spacing: give at least 2")
-    step = np.arange(n) / (n - 1)
-    xs = (TRACKER_MARGIN + step * (TRACKER_WIDTH - 2 * TRACKER_MARGIN)) * (width / TRACKER_WIDTH)
-    ys = (TRACKER_MARGIN + step * (TRACKER_HEIGHT - 2 * TRACKER_MARGIN)) * (height / TRACKER_HEIGHT)
+    rows = n if rows is None else rows
+    if min(n, rows) < 2:
+        raise ValueError(f"a grid of {min(n, rows)} points a side has no spacing: give at least 2")
+    across, down = (np.arange(count) / (count - 1) for count in (n, rows))
+    xs = (TRACKER_MARGIN + across * (TRACKER_WIDTH - 2 * TRACKER_MARGIN)) * (width / TRACKER_WIDTH)
+    ys = (TRACKER_MARGIN + down * (TRACKER_HEIGHT - 2 * TRACKER_MARGIN)) * (height / TRACKER_HEIGHT)
     y, x = np.meshgrid(ys, xs, indexing="ij")
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 

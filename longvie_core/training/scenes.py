@@ -6,8 +6,10 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +105,22 @@ class SceneSet:
         """Numbers of the finished videos."""
         return np.flatnonzero(self.done)
 
-    def render(self, videos: range) -> Iterator[int]:
-        """Film those of ``videos`` that are not finished; yields each number when it is on disk."""
-        for video in videos:
-            if self.done[video]:
-                continue
-            for name, array in film(self.settings, video).items():
+    def render(self, videos: range, processes: int = 1) -> Iterator[int]:
+        """Film those of ``videos`` that are not finished; yields each number when it is on disk.
+
+        Args:
+            processes: how many film at once; 1 = this one alone.
+        """
+        missing = [video for video in videos if not self.done[video]]
+        if processes == 1:
+            yield from self._keep(missing, map(partial(film, self.settings), missing))
+            return
+        with ProcessPoolExecutor(processes) as pool:
+            yield from self._keep(missing, pool.map(partial(film, self.settings), missing))
+
+    def _keep(self, videos: list[int], films: Iterator[Mapping[str, np.ndarray]]) -> Iterator[int]:
+        for video, arrays in zip(videos, films, strict=True):
+            for name, array in arrays.items():
                 getattr(self, name)[video] = array
             self.done[video] = True
             self.done.flush()
@@ -146,9 +158,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--videos", type=int, default=800)
     parser.add_argument("--first-seed", type=int, default=SceneSettings.first_seed)
+    parser.add_argument("--processes", type=int, default=1, help="how many render at once")
     arguments = parser.parse_args()
     scenes = open_set(arguments.folder, SceneSettings(first_seed=arguments.first_seed), arguments.videos)
-    for video in scenes.render(range(arguments.videos)):
+    for video in scenes.render(range(arguments.videos), arguments.processes):
         print(f"video {video + 1} of {arguments.videos}", flush=True)
 
 
