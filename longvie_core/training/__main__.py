@@ -1,11 +1,15 @@
-"""``python -m longvie_core.training prepare | train``: from videos to a trained control network; see ``docs/training.md``."""
+"""``python -m longvie_core.training prepare | roll-out | train``: from videos to a trained control network.
+
+See ``docs/training.md``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -28,17 +32,36 @@ from .control_task import ControlledBackbone, ControlTask, control_from_backbone
 from .data import Clip, ClipSource, Preprocessing, SceneClips, VideoFolder
 from .degradation import Velocity
 from .latents import ClipLatents, TrainingCodec, Wanted
+from .rollouts import RollOut, begin, roll_out, videos_of
 from .scenes import SETTINGS, SceneSet
 from .stages import EVERYTHING, STAGES, TINY_BACKBONE, TINY_CONTROL, Stage, changed
 from .trainer import train
 
+WHOLE_CLIP = 2_000_000
+"""Pixels x frames up to which a GPU encodes a clip in one piece; larger ones go in chunks, whose memory stays flat."""
+
+GPU_GROUP, CPU_GROUP = 8_000_000, 450_000
+"""Pixels x frames that are encoded at once by default; a CPU gets slower when they leave its cache."""
+
 # ---- what the command line names
 
 
-def source_of(options: argparse.Namespace, folder: Path, videos: int | None) -> ClipSource:
+def training_source(options: argparse.Namespace) -> ClipSource:
+    """The clips that are trained on."""
+    return source_of(options, options.clips, options.videos, options.mirrored)
+
+
+def held_out_source(options: argparse.Namespace) -> ClipSource:
+    """The clips of the sheets."""
+    return source_of(options, options.held_out)
+
+
+def source_of(options: argparse.Namespace, folder: Path, videos: int | None = None, mirrored: bool = False) -> ClipSource:
     """Rendered scenes, or any folder of videos."""
     if (folder / SETTINGS).is_file():
-        return SceneClips(SceneSet(folder), videos)
+        return SceneClips(SceneSet(folder), videos, mirrored)
+    if mirrored:
+        raise ValueError(f"{folder} holds no rendered scenes, and only these can be mirrored: leave out --mirrored")
     depth = ParallaxDepth() if options.depth is None else TransformersDepth(options.depth, device=options.device)
     preprocessing = Preprocessing(depth, LucasKanade(), options.grid, options.fit)
     shape = (options.width, options.height, options.frames, options.fps)
@@ -70,10 +93,40 @@ def content_hash(path: Path) -> str:
     return "".join(file_sha256(file) for file in files)
 
 
-def codec_of(options: argparse.Namespace) -> TrainingCodec:
-    """The VAE: whole clips on a CPU, chunks on a GPU."""
+def on_cpu(options: argparse.Namespace) -> bool:
+    """Whether this process computes on the CPU."""
+    return torch.device(options.device).type == "cpu"
+
+
+def clip_size(source: ClipSource) -> int:
+    """Pixels x frames of a clip."""
+    return source.width * source.height * source.frames
+
+
+def batch_of(options: argparse.Namespace, source: ClipSource) -> int:
+    """How many clips, or videos, are computed together."""
+    if options.batch is not None:
+        return options.batch
+    group = CPU_GROUP if on_cpu(options) else GPU_GROUP
+    return max(1, min(64, group // clip_size(source)))
+
+
+def codec_of(options: argparse.Namespace, source: ClipSource) -> TrainingCodec:
+    """The VAE: clips in one piece on a CPU and where they are small, otherwise in chunks."""
     vae = load_vae(options.vae, device=options.device)
-    return TrainingCodec(vae, whole=options.device.startswith("cpu"), precision=DTYPES[options.precision])
+    whole = on_cpu(options) or clip_size(source) <= WHOLE_CLIP
+    return TrainingCodec(vae, whole=whole, precision=DTYPES[options.precision])
+
+
+def vision_of(options: argparse.Namespace) -> ImageEncoder | None:
+    """CLIP vision, where it is given."""
+    return None if options.image_encoder is None else ImageEncoder(options.image_encoder, device=options.device)
+
+
+def text_reader(options: argparse.Namespace, width: int) -> Callable[[str], Tensor]:
+    """Caption -> its embedding [1, L, width]."""
+    texts = TextStore(options.cache / "texts", options.text_encoder)
+    return lru_cache(maxsize=256)(lambda caption: texts.read(caption, width))
 
 
 def texts_of(options: argparse.Namespace, sources: Sequence[ClipSource]) -> TextStore:
@@ -90,10 +143,8 @@ def texts_of(options: argparse.Namespace, sources: Sequence[ClipSource]) -> Text
 def prepare(options: argparse.Namespace, stage: Stage) -> None:
     """Make controls, texts and latents; several processes share the clips."""
     state = this_process()
-    source = source_of(options, options.clips, options.videos)
-    held_out = source_of(options, options.held_out, None)
-    codec = codec_of(options)
-    vision = None if options.image_encoder is None else ImageEncoder(options.image_encoder, device=options.device)
+    source, held_out = training_source(options), held_out_source(options)
+    codec, vision = codec_of(options, source), vision_of(options)
     regenerator = None
     if needs_backbone(stage):
         if options.backbone is None:
@@ -112,8 +163,9 @@ def prepare(options: argparse.Namespace, stage: Stage) -> None:
     for name, found, rows in (("held-out", sheets, sheet_rows(sheets, stage)), ("training", latents, range(len(source)))):
         own = list(rows)[state.process_index :: state.num_processes]
         left = found.missing(own)
-        for number, _ in enumerate(found.fill(own, codec, regenerator, vision), start=1):
-            if number % 50 == 0 or number == left:
+        filled = found.fill(own, codec, regenerator, vision, batch_of(options, source), options.workers)
+        for number, _ in enumerate(filled, start=1):
+            if number % 500 == 0 or number == left:
                 print(f"{name} clips: {number} of {left} encoded by process {state.process_index}", flush=True)
     state.wait_for_everyone()
 
@@ -144,21 +196,62 @@ class Regenerator:
         return predicted
 
 
+def roll_out_stage(options: argparse.Namespace, stage: Stage) -> None:
+    """Generate the training videos, for a stage that starts clips from them; several processes share the videos."""
+    if options.backbone is None or options.control is None:
+        raise ValueError("give the model that generates the videos, with --backbone and --control")
+    state = this_process()
+    source = training_source(options)
+    latents = latents_of(options, stage, source)
+    missing = latents.missing(range(len(source)))
+    if missing:
+        raise ValueError(f"{missing} of {len(source)} training clips are not encoded: run 'prepare' first")
+    network = generator_of(options)
+    text = text_reader(options, network.backbone.config.text_dim)
+    seed = stage.training.seed
+    model = RollOut(network, codec_of(options, source), text, stage.sheet_history, seed, vision_of(options))
+    parts = {name: getattr(options, name) for name in ("backbone", "overlay", "control")}
+    hashes = {name: "" if path is None else content_hash(path) for name, path in parts.items()}
+    with state.main_process_first():
+        if state.is_main_process:
+            begin(latents, {**hashes, "precision": options.precision, "history": stage.sheet_history, "seed": seed})
+    own = range(len(videos_of(source)))[state.process_index :: state.num_processes]
+    for number, _ in enumerate(roll_out(latents, model, own, batch_of(options, source)), start=1):
+        if number % 50 == 0 or number == len(own):
+            print(f"{number} videos generated by process {state.process_index}", flush=True)
+    state.wait_for_everyone()
+
+
+def generator_of(options: argparse.Namespace) -> ControlledBackbone:
+    """Backbone and control network for generating."""
+    dtype = DTYPES[options.precision]
+    backbone = load_backbone(options.backbone, options.overlay, dtype=dtype, device=options.device)
+    network = ControlledBackbone(backbone, load_control(options.control, dtype=dtype, device=options.device))
+    never_read_missing_text(options, network)
+    return network.requires_grad_(False).eval()
+
+
+def never_read_missing_text(options: argparse.Namespace, network: ControlledBackbone) -> None:
+    """Without a text encoder there is one zero token of text, which need not be asked for."""
+    if options.text_encoder is None and network.backbone.config.image_dim is None:
+        network.never_read_text()
+
+
 def train_stage(options: argparse.Namespace, stage: Stage) -> None:
     """Train one stage, from its newest checkpoint where there is one."""
-    source = source_of(options, options.clips, options.videos)
-    held_out = source_of(options, options.held_out, None)
-    texts = TextStore(options.cache / "texts", options.text_encoder)
+    source, held_out = training_source(options), held_out_source(options)
+    latents = latents_of(options, stage, source)
+    if stage.rolled_out > 0:
+        latents.require_rolled()
     network = network_of(options, stage)
-    width = network.backbone.config.text_dim
     task = ControlTask(
         stage,
         network,
-        latents_of(options, stage, source),
+        latents,
         latents_of(options, stage, held_out),
-        codec_of(options),
-        lru_cache(maxsize=256)(lambda caption: texts.read(caption, width)),
-        torch.float16 if stage.learns == EVERYTHING else torch.bfloat16,
+        codec_of(options, source),
+        text_reader(options, network.backbone.config.text_dim),
+        getattr(torch, stage.weights),
     )
     train(task, stage.training, options.run, options.stop_after)
 
@@ -177,8 +270,7 @@ def network_of(options: argparse.Namespace, stage: Stage) -> ControlledBackbone:
         else:
             control = load_control(options.control, device=options.device)
         network = ControlledBackbone(backbone, control)
-    if options.text_encoder is None and network.backbone.config.image_dim is None:
-        network.never_read_text()
+    never_read_missing_text(options, network)
     require_gradients(network, stage.learns)
     for value in network.parameters():
         if value.requires_grad:  # what is learnt is learnt in float32
@@ -202,7 +294,18 @@ def control_config_for(backbone: WanTransformer3DModel) -> DualControlConfig:
 
 def this_process() -> PartialState:
     """Where this process stands among those that were started with it; on CPUs where there are no GPUs."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if 0 < gpus < processes:  # NCCL refuses processes that share a GPU
+        return PartialState(backend="gloo")
+    return PartialState(cpu=gpus == 0)
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
 
 
 def change(text: str) -> tuple[str, object]:
@@ -219,7 +322,11 @@ def change(text: str) -> tuple[str, object]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m longvie_core.training", description="Train LongVie.")
     commands = made.add_subparsers(dest="command", required=True)
-    for name, help_text in (("prepare", "make controls and latents"), ("train", "train one stage; goes on where it stopped")):
+    for name, help_text in (
+        ("prepare", "make controls and latents"),
+        ("roll-out", "generate the training videos, for a stage that starts clips from a model's own frames"),
+        ("train", "train one stage; goes on where it stopped"),
+    ):
         command = commands.add_parser(name, help=help_text)
         command.add_argument("stage", choices=list(STAGES))
         if name == "train":  # no --run, which torchrun would take for its own
@@ -234,6 +341,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--text-encoder", type=Path, help="local folder of umT5; without it no text")
         command.add_argument("--image-encoder", type=Path, help="local folder of CLIP vision, where the backbone needs it")
         command.add_argument("--videos", type=int, help="how many rendered scenes, from the first")
+        command.add_argument("--mirrored", action="store_true", help="rendered scenes once more with left and right swapped")
         command.add_argument("--width", type=int, default=640)
         command.add_argument("--height", type=int, default=352)
         command.add_argument("--frames", type=int, default=81, help="a clip, 4n+1")
@@ -246,6 +354,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", type=change, action="append", default=[], metavar="NAME=VALUE", help="a setting, as training.steps=500"
         )
+        if name != "train":
+            command.add_argument("--batch", type=positive, help="clips at once; by default as many as suit the device")
+        if name == "prepare":
+            command.add_argument("--workers", type=int, default=0, help="processes that read clips ahead (not on Windows)")
         if name == "train":
             command.add_argument("--stop-after", type=int, help="leave off after so many steps")
     return made
@@ -256,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         stage = changed(STAGES[options.stage], dict(options.set))
-        {"prepare": prepare, "train": train_stage}[options.command](options, stage)
+        {"prepare": prepare, "roll-out": roll_out_stage, "train": train_stage}[options.command](options, stage)
     except (ValueError, OSError) as error:
         print(f"{options.command} failed: {error}", file=sys.stderr)
         return 1

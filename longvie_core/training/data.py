@@ -54,6 +54,11 @@ class Clip:
         """Whether it begins its video."""
         return len(self.past) == 0
 
+    def mirrored(self) -> Clip:
+        """The same with left and right swapped; a caption that names sides would be wrong."""
+        pictures = (self.frames, self.dense, self.sparse, self.past)
+        return Clip(*(np.ascontiguousarray(frames[:, :, ::-1]) for frames in pictures), text=self.text)
+
     def history(self, frames: int) -> np.ndarray:
         """The last ``frames`` frames up to the clip's first one, that one included, as generation hands them on.
 
@@ -66,7 +71,7 @@ class Clip:
 
 
 class ClipSource(Protocol):
-    """Training clips by number.
+    """Training clips by number; those of a video follow one another, each from where the last one ended.
 
     Attributes:
         width, height, frames: of each clip.
@@ -94,7 +99,7 @@ class ClipSource(Protocol):
     def __getitem__(self, number: int) -> Clip: ...
 
     def past(self, number: int) -> int:
-        """How many frames the clip's ``past`` has, without reading them."""
+        """How many frames the clip's ``past`` has, without reading them; 0 for a video's first clip, and for no other."""
 
     def text(self, number: int) -> str:
         """The clip's caption."""
@@ -111,42 +116,46 @@ class SceneClips:
     Args:
         scenes: rendered videos.
         videos: how many of them, from the first; a set may still be growing. All of them by default.
+        mirrored: every video once more, left and right swapped: the copy of video v is video ``videos + v``.
 
     Raises:
         ValueError: not all of these videos are rendered.
     """
 
-    def __init__(self, scenes: SceneSet, videos: int | None = None) -> None:
+    def __init__(self, scenes: SceneSet, videos: int | None = None, mirrored: bool = False) -> None:
         self.videos = len(scenes.done) if videos is None else videos
         missing = self.videos - int(scenes.done[: self.videos].sum())
         if missing:
             raise ValueError(f"{missing} of the first {self.videos} training videos are not rendered: render them first")
-        self.scenes = scenes
+        self.scenes, self.mirrored = scenes, mirrored
         self.plan = scenes.settings.plan
         self.width, self.height, self.frames = self.plan.width, self.plan.height, self.plan.frames
 
     @property
     def identity(self) -> str:
-        return json.dumps(asdict(self.scenes.settings))
+        settings = asdict(self.scenes.settings)  # where there are copies, their numbers depend on how many videos there are
+        return json.dumps({**settings, "mirrored": self.videos} if self.mirrored else settings)
 
     @property
     def capacity(self) -> int:
-        return len(self.scenes.done) * self.plan.clips
+        return len(self.scenes.done) * self.plan.clips * (1 + self.mirrored)
 
     def __len__(self) -> int:
-        return self.videos * self.plan.clips
+        return self.videos * self.plan.clips * (1 + self.mirrored)
 
     def __getitem__(self, number: int) -> Clip:
-        video, clip = divmod(number, self.plan.clips)
+        copy, place = divmod(number, self.videos * self.plan.clips)
+        video, clip = divmod(place, self.plan.clips)
         shown = self.plan.control_frames(clip)
         rgb, dense = self.scenes.rgb[video], self.scenes.dense[video, shown.start : shown.stop]
         past = past_of(shown.start)
-        return Clip(
+        found = Clip(
             frames=np.array(rgb[shown.start : shown.stop]),
             dense=np.repeat(dense[..., None], 3, axis=-1),
             sparse=np.array(self.scenes.sparse[video, clip]),
             past=np.array(rgb[past.start : past.stop]),
         )
+        return found.mirrored() if copy else found
 
     def past(self, number: int) -> int:
         return len(past_of(self.plan.stride * (number % self.plan.clips)))

@@ -1,4 +1,4 @@
-"""LongVie's training stages, one settings object each: the papers' for Wan2.1-I2V-14B, and one for the tiny model.
+"""LongVie's training stages, one settings object each: the papers' for Wan2.1-I2V-14B, and the tiny model's.
 
 P1 = LongVie, P2 = LongVie 2; what neither gives is marked as ours.
 """
@@ -19,10 +19,11 @@ from .degradation import (
     DepthDegradation,
     FeatureDegradation,
     FrameDegradation,
-    milder_more_often,
 )
 from .losses import LossWeights
 from .trainer import TrainSettings
+
+WEIGHTS = ("float32", "float16", "bfloat16")
 
 CONTROL_ONLY, WITH_SELF_ATTENTION, EVERYTHING = LEARNT = ("control", "control and self-attention", "everything")
 
@@ -84,7 +85,10 @@ class Stage:
         depth: data-level degradation of depth; ``None`` = never.
         first_frame: degradation of the start frame and the history; ``None`` = never.
         histories: lengths of the history in frames, all alike likely; a batch has one length.
+        rolled_out: share of the clips, among those that have a past, whose start frame and history are the model's own from a
+            roll-out. Ours: the papers only imitate these, by VAE trips and noise-then-denoise.
         variants: degraded variants that are kept of each clip.
+        weights: dtype of the exported weights, a name of torch's.
         checkpointing: recompute activations in the backward pass.
         sheet_clips: held-out clips that figures are means of.
         sheet_history: frames of history that they are sampled with.
@@ -104,7 +108,9 @@ class Stage:
     depth: DepthDegradation | None = None
     first_frame: FrameDegradation | None = None
     histories: tuple[int, ...] = (0,)
+    rolled_out: float = 0.0
     variants: int = 1
+    weights: str = "bfloat16"
     checkpointing: bool = True
     sheet_clips: int = 4
     sheet_history: int = 0
@@ -114,6 +120,10 @@ class Stage:
             raise ValueError(f"learns {self.learns!r} is unknown: use one of {', '.join(LEARNT)}")
         if self.clips < 1 or self.variants < 1 or self.sheet_clips < 1:
             raise ValueError("clips, variants and sheet_clips must be at least 1")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights {self.weights!r} are none of {', '.join(WEIGHTS)}")
+        if not 0 <= self.rolled_out <= 1:
+            raise ValueError(f"rolled_out is {self.rolled_out}: a share lies in 0 .. 1")
         if not set(self.histories) <= set(range(18)) or 0 not in self.histories:
             raise ValueError(f"histories {self.histories} must be within 0 .. 17 and have 0, for clips that begin a video")
         if self.sheet_history not in self.histories:
@@ -145,36 +155,62 @@ HISTORY = _large(
 )
 """P2 stage 3: history, and the base's self-attention, which has to read it."""
 
+NO_FEATURE_DEGRADATION = FeatureDegradation(probability=0.0)
+
 TINY_JOINT = Stage(
     learns=EVERYTHING,
     training=TrainSettings(
-        steps=30_000,
+        steps=7_300,
         warmup=200,
         decay="cosine",
         average=0.999,
         precision="bf16",
-        checkpoint_every=250,
-        sheet_every=500,
+        checkpoint_every=1_000,
+        sheet_every=2_000,
         log_every=50,
+        workers=8,
+        graphs=True,
     ),
-    clips=16,
+    clips=128,
+    weights="float16",
     optimiser=Optimiser(rate=1e-3, betas=(0.9, 0.98), matrix_rate=0.01),
     timesteps=Timesteps(shifts=(5.0, 1.5), bell=False),
     streams=StreamShares(both=0.5, dense=0.2, sparse=0.2, none=0.1),
-    depth=DepthDegradation(),
-    first_frame=FrameDegradation(
-        probability=0.5, round_trip_share=1.0, round_trips=(1, 2, 3, 4), round_trip_weights=milder_more_often(4)
-    ),
+    dense_features=NO_FEATURE_DEGRADATION,
     histories=(0, 5, 8, 9),
     checkpointing=False,
     sheet_clips=12,
     sheet_history=8,
 )
-"""Ours: backbone and control network of the tiny model from nothing, together. Its start frames go through the VAE up to four
-times; noise-then-denoise needs a backbone that is trained already."""
+"""Ours: backbone and control network of the tiny model from nothing, together, of pictures as they are: what the papers begin
+with, a pretrained backbone and a plain control network."""
+
+TINY_ROBUST = replace(
+    TINY_JOINT,
+    learns=WITH_SELF_ATTENTION,
+    training=replace(TINY_JOINT.training, steps=1_700, warmup=100),
+    optimiser=replace(TINY_JOINT.optimiser, rate=5e-4, matrix_rate=0.004),
+    dense_features=FeatureDegradation(),
+    rolled_out=0.6,
+    loss=LossWeights(first_frames=(), low_pass=0.0, high_pass=0.0, history=0.0),
+)
+"""Ours, after P2's third stage: control network and self-attention learn starts and histories as long videos have them.
+
+P2's loss terms are left out: its weights of the first latent frames are made for clips of 21, and would all but silence the
+5 that these clips have."""
+
+TINY_PLAIN = replace(TINY_ROBUST, dense_features=NO_FEATURE_DEGRADATION, rolled_out=0.0)
+"""The ablation of :data:`TINY_ROBUST`: as long, of pictures as they are."""
 
 STAGES = MappingProxyType(
-    {"tiny-joint": TINY_JOINT, "control": CONTROL, "degradation": DEGRADATION, "history": HISTORY}
+    {
+        "tiny-joint": TINY_JOINT,
+        "tiny-robust": TINY_ROBUST,
+        "tiny-plain": TINY_PLAIN,
+        "control": CONTROL,
+        "degradation": DEGRADATION,
+        "history": HISTORY,
+    }
 )
 
 

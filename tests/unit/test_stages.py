@@ -12,6 +12,7 @@ from longvie_core.backends.diffusers import control_network
 from longvie_core.checkpoint import control_shapes, diffusers_backbone_config, overlay_shapes
 from longvie_core.dual_control import DualControlConfig
 from longvie_core.training.control_task import ControlledBackbone, exported, require_gradients
+from longvie_core.training.losses import LossWeights
 from longvie_core.training.stages import (
     CONTROL,
     DEGRADATION,
@@ -20,6 +21,8 @@ from longvie_core.training.stages import (
     TINY_BACKBONE,
     TINY_CONTROL,
     TINY_JOINT,
+    TINY_PLAIN,
+    TINY_ROBUST,
     changed,
 )
 from longvie_core.wan import WanConfig
@@ -91,8 +94,9 @@ def test_the_papers_numbers() -> None:
 
 def test_settings_are_changed_by_name() -> None:
     changes = {"training.steps": 7, "first_frame.probability": 1, "histories": [0, 5], "sheet_history": 5, "depth": None}
-    stage = changed(TINY_JOINT, changes)
-    assert stage.training.steps == 7 and stage.training.warmup == TINY_JOINT.training.warmup
+    stage = changed(HISTORY, {**changes, "rolled_out": 1})
+    assert stage.training.steps == 7 and stage.training.log_every == HISTORY.training.log_every
+    assert stage.rolled_out == 1.0 and isinstance(stage.rolled_out, float)
     assert stage.first_frame.probability == 1.0 and isinstance(stage.first_frame.probability, float)
     assert stage.histories == (0, 5) and stage.depth is None
     assert changed(stage, {"optimiser.betas": [0.9, 0.95]}).optimiser.betas == (0.9, 0.95)
@@ -110,13 +114,29 @@ def test_settings_are_changed_by_name() -> None:
         ("clips", 0, "at least 1"),
         ("histories", [5, 8], "have 0"),
         ("histories", [0, 30], "within 0 .. 17"),
-        ("sheet_history", 3, "not among the histories"),
+        ("sheet_history", 20, "not among the histories"),
         ("first_frame.probability", 2.0, "a probability lies in 0 .. 1"),
+        ("rolled_out", 1.5, "rolled_out is 1.5: a share lies in 0 .. 1"),
+        ("weights", "int8", "weights 'int8' are none of float32, float16, bfloat16"),
     ],
 )
 def test_wrong_settings_are_named(path: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        changed(TINY_JOINT, {path: value})
+        changed(HISTORY, {path: value})
+
+
+def test_the_tiny_models_stages_differ_in_what_they_are_there_for() -> None:
+    assert TINY_JOINT.learns != TINY_ROBUST.learns == HISTORY.learns
+    for stage in (TINY_JOINT, TINY_PLAIN):  # pictures as they are
+        assert stage.depth is stage.first_frame is None
+        assert stage.rolled_out == stage.dense_features.probability == 0
+    robust = TINY_ROBUST
+    assert robust.rolled_out == 0.6 and robust.dense_features == CONTROL.dense_features
+    assert robust.depth is robust.first_frame is None
+    # P2's weights of the first latent frames would silence three of the five that these clips have.
+    assert robust.loss == LossWeights(first_frames=(), low_pass=0, high_pass=0, history=0)
+    assert replace(TINY_PLAIN, rolled_out=0.6, dense_features=robust.dense_features) == TINY_ROBUST
+    assert TINY_JOINT.streams == TINY_ROBUST.streams and TINY_JOINT.histories == TINY_ROBUST.histories == (0, 5, 8, 9)
 
 
 def test_stages_are_values() -> None:
