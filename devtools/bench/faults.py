@@ -23,7 +23,7 @@ import av
 from safetensors.numpy import load_file
 
 from devtools.host import Host
-from devtools.tiny import write_tiny_weights
+from devtools.tiny import load_random, write_tiny_weights
 from longvie_core.clips import ClipPlan
 from longvie_core.world import make_scene
 from longvie_core.world_clips import TrackGrid, write_scene_clips
@@ -79,8 +79,8 @@ def make_hosts(comfyui: Path, base: Path, models: Path, **options: object) -> li
 
 
 def workflow(run_name: str) -> dict:
-    """The tiny workflow at this benchmark's size."""
-    prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    """The tiny workflow at this benchmark's size, with random weights."""
+    prompt = load_random(json.loads(WORKFLOW.read_text(encoding="utf-8")))
     values = {
         "LongVieLoadClips": {"folder": SCENE, "width": SIZE, "height": SIZE},
         "LongVieSigmas": {"steps": STEPS},

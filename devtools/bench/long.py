@@ -1,4 +1,4 @@
-"""Memory, time and disk of a run by its number of clips, and what a run costs beside the model: real host, tiny weights.
+"""Memory, time and disk of a run by its number of clips, and what a run costs beside the model: real host, tiny random weights.
 
 The runs of ``--clips`` have small pictures and few steps, 81 frames of 64x32 in 2 steps: what has to stay flat is what grows
 with the clips, not what one clip takes. Each has a host and a control cache of its own, so that its peak is its own and each
@@ -26,7 +26,7 @@ import numpy as np
 
 from devtools.demo import ROOT, WORKFLOW
 from devtools.host import Host
-from devtools.tiny import write_tiny_weights
+from devtools.tiny import load_random, write_tiny_weights
 from longvie_core.control.signal import write_clips_folder
 
 FRAMES, FPS = 81, Fraction(16)
@@ -100,7 +100,7 @@ def prompt_for(name: str, width: int, height: int, steps: int, clips: int) -> di
         "LongVieSigmas": {"steps": steps},
         "LongVieClipLoop": {"run_name": name},
     }
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    workflow = load_random(json.loads(WORKFLOW.read_text(encoding="utf-8")))
     previews = ("LongVieControlPreview", "PreviewImage")
     prompt = {key: node for key, node in workflow.items() if node["class_type"] not in previews}
     for node in prompt.values():
