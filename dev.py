@@ -3,10 +3,10 @@
 
 usage: python dev.py [--comfyui PATH] COMMAND [ARGS ...]
 
-  demo     start ComfyUI headless, queue the tiny workflow, write an mp4
+  demo     start ComfyUI headless, let LongVie-Tiny make a 12-clip video of a rendered scene
   test     ruff, then pytest; ARGS go to pytest
   parity   compare with the golden data of the reference implementation
-  bench    measure a video as LongVGenBench does
+  bench    measure speed, memory, accuracy and quality; without ARGS it lists the benchmarks
 
 The first start makes .venv beside this file (CPU build of torch) and fetches a pinned, checksum-verified ComfyUI into
 .host; later starts find both. `--comfyui PATH`, or the variable COMFYUI_PATH, names a ComfyUI of your own instead.

@@ -1,6 +1,7 @@
-"""The main job end to end: a headless ComfyUI, the tiny workflow queued over HTTP, a playable video out.
+"""The main job end to end: a headless ComfyUI, LongVie-Tiny's workflow queued over HTTP, a playable video out.
 
 ``python dev.py demo`` films a procedural scene for its controls; ``--clips FOLDER`` takes control clips in the authors' layout.
+``--film FOLDER`` only films: give a folder below ComfyUI's ``input`` to queue the workflow there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from devtools.host import Host, HostError, PromptRejected
-from devtools.tiny import write_tiny_weights
 from longvie_core.clips import ClipPlan
 from longvie_core.control.signal import load_clips_folder
 from longvie_core.video import probe
@@ -24,21 +24,46 @@ from longvie_core.world import make_scene
 from longvie_core.world_clips import TrackGrid, write_scene_clips
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = ROOT / ".host" / "demo"
+BASE = ROOT / ".host" / "longvie-tiny"
 WORKFLOW = ROOT / "workflows" / "api" / "longvie_tiny_from_control_clips.json"
-WIDTH, HEIGHT, FRAMES = 96, 64, 17
-SCENE_GRID = TrackGrid(12, 8)
-SCENE_SPEED = 3.0
-"""At 96x64 a clip of 17 frames is so short that the scene has to move faster to show anything."""
+
+# A scene as LongVie-Tiny's training has filmed them (longvie_core/training/scenes.py), but none that it was trained on.
+SCENE = 10_003
+WIDTH, HEIGHT, FRAMES, FPS = 96, 64, 17, Fraction(16)
+GRID = TrackGrid(8, 8)
+SPEED = 3
+"""Seconds of the scene in one second of video."""
+
+OF_A_SCENE = """\
+LongVie-Tiny made it from the first frame, the depth and the point tracks of a rendered scene that is not among those it was
+trained on. The camera and the things should move as the depth and the tracks say; fine detail is lost at this size."""
+OF_OTHER_CLIPS = """\
+LongVie-Tiny made it. It has seen nothing but rendered scenes, at 96x64 and in clips of 17 frames: of other controls expect the
+motion, not a likeness."""
 
 
-def film_scene(seed: int, clips: int) -> Path:
-    """Control clips of a procedural scene, in the host's input folder; made once."""
-    folder = BASE / "input" / f"scene_{seed}_{clips}_clips"
+def scene_plan(clips: int) -> ClipPlan:
+    """How so many clips of a scene are cut."""
+    return ClipPlan(WIDTH, HEIGHT, FRAMES, FPS, source_frames=1 + (FRAMES - 1) * clips)
+
+
+def film_scene(folder: Path, seed: int, clips: int) -> None:
+    """Write control clips of a procedural scene, filmed as in training; made once."""
     if not (folder / "cond.json").is_file():
         print(f"filming procedural scene {seed}: {clips} control clips of {FRAMES} frames …", flush=True)
-        plan = ClipPlan(WIDTH, HEIGHT, FRAMES, Fraction(16), source_frames=1 + (FRAMES - 1) * clips)
-        write_scene_clips(folder, make_scene(seed), plan, SCENE_GRID, SCENE_SPEED)
+        write_scene_clips(folder, make_scene(seed), scene_plan(clips), GRID, SPEED)
+
+
+def controls_for(options: argparse.Namespace) -> Path:
+    """The folder of control clips, in the host's input folder.
+
+    Raises:
+        FileNotFoundError, ValueError: the clips that were given cannot be used.
+    """
+    if options.clips:
+        return bring_clips(options.clips)
+    folder = BASE / "input" / f"scene_{options.scene}_{options.count}_clips"
+    film_scene(folder, options.scene, options.count)
     return folder
 
 
@@ -68,18 +93,19 @@ class Progress:
     def __init__(self, loop: str) -> None:
         self.loop = loop
         self.started = time.monotonic()
+        self.steps = 0
         self.shown = -1
 
     def __call__(self, kind: str, data: Any) -> None:
         if kind != "progress" or data["node"] != self.loop:
             return
-        value, total = data["value"], data["max"]
+        self.steps, total = data["value"], data["max"]
         elapsed = time.monotonic() - self.started
-        text = f"sampling step {value} of {total}, {elapsed:.0f} s"
+        text = f"sampling step {self.steps} of {total}, {elapsed:.0f} s"
         if sys.stdout.isatty():
-            print(f"\r{text}   ", end="" if value < total else "\n", flush=True)
-        elif value * 10 // total > self.shown:
-            self.shown = value * 10 // total
+            print(f"\r{text}   ", end="" if self.steps < total else "\n", flush=True)
+        elif self.steps * 10 // total > self.shown:
+            self.shown = self.steps * 10 // total
             print(text, flush=True)
 
 
@@ -88,28 +114,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python dev.py demo", description=__doc__)
     parser.add_argument("--clips", type=Path, metavar="FOLDER", help="control clips in the authors' layout (cond.json ...)")
     parser.add_argument("--out", type=Path, default=Path("longvie_demo.mp4"), help="video to write (longvie_demo.mp4)")
-    parser.add_argument("--scene", type=int, default=10, help="seed of the procedural scene, without --clips")
-    parser.add_argument("--count", type=int, default=12, help="clips of the procedural scene")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the unified noise")
+    parser.add_argument("--scene", type=int, default=SCENE, help=f"seed of the procedural scene, without --clips ({SCENE})")
+    parser.add_argument("--count", type=int, default=12, help="clips of the procedural scene (12)")
+    parser.add_argument("--film", type=Path, metavar="FOLDER", help="only film the scene's control clips into this folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the unified noise (0)")
     options = parser.parse_args(arguments)
     if options.out.suffix.lower() != ".mp4":
         parser.error(f"--out {options.out}: the video needs a name that ends in .mp4")
+    if options.film:
+        film_scene(options.film, options.scene, options.count)
+        print(f"{options.film}: control clips for {WORKFLOW.stem}")
+        return 0
     started = time.monotonic()
     try:
-        folder = bring_clips(options.clips) if options.clips else film_scene(options.scene, options.count)
+        folder = controls_for(options)
     except (ValueError, FileNotFoundError) as error:
         print(f"the control clips cannot be used: {error}", file=sys.stderr)
         return 1
-    write_tiny_weights(BASE / "models")
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     run_name = f"{folder.name}_seed_{options.seed}"
     prompt = fill_workflow(workflow, folder, run_name, options.seed)
-    loop = next(node for node, value in prompt.items() if value["class_type"] == "LongVieClipLoop")
+    progress = Progress(next(node for node, value in prompt.items() if value["class_type"] == "LongVieClipLoop"))
     print("starting ComfyUI …", flush=True)
     try:
         with Host(comfyui=Path(os.environ["COMFYUI_PATH"]), base=BASE, pack=ROOT) as host:
             print(f"ComfyUI is up; queueing {WORKFLOW.name}", flush=True)
-            result = host.run(prompt, on_event=Progress(loop), timeout=3600)
+            result = host.run(prompt, on_event=progress, timeout=3600)
     except (HostError, PromptRejected) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
@@ -118,12 +148,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"demo failed: {what}\nlog: {BASE / 'host.log'}", file=sys.stderr)
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(BASE / "output" / "longvie" / run_name / "video.mp4", options.out)
+    run = BASE / "output" / "longvie" / run_name
+    shutil.copyfile(run / "video.mp4", options.out)
     info = probe(options.out)
+    made = f"made in {time.monotonic() - started:.0f} s" if progress.steps else f"made before: {run} has all its clips"
     print(
         f"{options.out}: {info.frames} frames, {info.width}x{info.height}, {float(info.frames / info.fps):.1f} s of video, "
-        f"made in {time.monotonic() - started:.0f} s\n"
-        "The tiny weights are seeded random numbers, not trained yet: the video shows the machinery at work, not a picture."
+        f"{made}\n{OF_OTHER_CLIPS if options.clips else OF_A_SCENE}"
     )
     return 0
 

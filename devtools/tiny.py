@@ -1,9 +1,11 @@
-"""Tiny seeded-random weights in the real layouts: what tests and the demo run on, on any CPU."""
+"""LongVie-Tiny's place in this repository, and seeded-random weights of its size: what tests run on, on any CPU."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,14 +14,28 @@ from torch import nn
 from longvie_core.dual_control import DualControlConfig, torch_dual_control
 from longvie_core.wan import WanConfig, WanModel
 
+LONGVIE_TINY = Path(__file__).resolve().parent.parent / "models" / "longvie-tiny"
+"""The trained model, in folders that are named as in ComfyUI's ``models``; the pack shows them to the host."""
+
+BACKBONE_FILE = "diffusion_models/longvie_tiny.safetensors"
+CONTROL_FILE = "model_patches/longvie_tiny_control.safetensors"
+VAE_FILE = "vae/longvie_tiny_vae.safetensors"
+
 BACKBONE = WanConfig(dim=256, ffn_dim=768, num_heads=2, num_layers=4, has_image_input=False)
 CONTROL = DualControlConfig(dim=256, control_dim=128, ffn_dim=384, num_heads=1, num_layers=3, image=False)
 VAE_WIDTH = 8
 SEED = 20261122
 
-BACKBONE_FILE = "diffusion_models/longvie_tiny.safetensors"
-CONTROL_FILE = "model_patches/longvie_tiny_control.safetensors"
-VAE_FILE = "vae/longvie_tiny_vae.safetensors"
+RANDOM_BACKBONE = "diffusion_models/random_tiny.safetensors"
+RANDOM_CONTROL = "model_patches/random_tiny_control.safetensors"
+RANDOM_VAE = "vae/random_tiny_vae.safetensors"
+
+LOADERS: Mapping[str, tuple[str, str]] = {
+    "UNETLoader": ("unet_name", RANDOM_BACKBONE),
+    "LongVieLoadControl": ("file", RANDOM_CONTROL),
+    "VAELoader": ("vae_name", RANDOM_VAE),
+}
+"""Class of a loader -> its input that names a file, and the file of random weights that goes there."""
 
 
 def randomize(net: nn.Module, seed: int) -> nn.Module:
@@ -56,11 +72,11 @@ def wan_vae(width: int) -> nn.Module:
 
 
 def write_tiny_weights(models: Path) -> dict[str, Path]:
-    """Write backbone, control network and VAE below a ComfyUI ``models`` folder, where they are not there yet."""
+    """Write random backbone, control network and VAE below a ComfyUI ``models`` folder, where they are not there yet."""
     nets = {
-        BACKBONE_FILE: lambda: WanModel(BACKBONE),
-        CONTROL_FILE: lambda: torch_dual_control(CONTROL),
-        VAE_FILE: lambda: wan_vae(VAE_WIDTH),
+        RANDOM_BACKBONE: lambda: WanModel(BACKBONE),
+        RANDOM_CONTROL: lambda: torch_dual_control(CONTROL),
+        RANDOM_VAE: lambda: wan_vae(VAE_WIDTH),
     }
     paths = {file: models / file for file in nets}
     for seed, (file, make) in enumerate(nets.items(), start=SEED):
@@ -69,3 +85,12 @@ def write_tiny_weights(models: Path) -> dict[str, Path]:
             weights = randomize(make(), seed).state_dict()
             save_file({key: value.half().contiguous() for key, value in weights.items()}, paths[file])
     return paths
+
+
+def load_random(workflow: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A workflow in API form, its loaders set in place to the random weights."""
+    for node in workflow.values():
+        if node["class_type"] in LOADERS:
+            name, file = LOADERS[node["class_type"]]
+            node["inputs"][name] = Path(file).name
+    return workflow

@@ -152,30 +152,44 @@ too. Try one clip first: set *clips* to `1`, then clear it.
 
 The last clip is filled up and cut again, so that nothing of the video is lost; *tail* = `drop` leaves it out.
 """,
-    "longvie_tiny_from_control_clips": """# LongVie on a CPU, with tiny weights
-The whole graph on a model of 16 MB: 17 frames a clip, 96x64. It shows that everything runs. The weights are seeded
-random numbers, so the video is coloured noise.
+    "longvie_tiny_from_control_clips": """# LongVie-Tiny from control clips
+The whole graph on any CPU, with nothing to download. **LongVie-Tiny** comes with this pack, and the three loaders find it: the
+architecture of LongVie with 8 million weights (16 MB), trained by this pack's own trainer.
 
-`python dev.py demo`, in the folder of this pack, queues this graph on a ComfyUI of its own and leaves what it needs:
+## What to expect
+It has seen rendered scenes alone: balls and boxes on a patterned ground, filmed by a moving camera, **96x64** and **17 frames**
+a clip. On such controls the video moves as they do, small and soft; real footage and other sizes are beyond it. It was
+trained without text, so there is no text encoder, and prompts are not read. 8 steps, shift 5, CFG 1, 8 frames of history and
+colours anchored to clip 1 at 0.3 are the settings that it was measured with.
 
-* weights in `.host/demo/models`: copy the three folders into `ComfyUI/models`;
-* control clips in `.host/demo/input/scene_10_12_clips`: copy the folder to `ComfyUI/input/longvie_demo`.
+## 1. Control clips
+In the folder of this pack, with ComfyUI's Python:
+`python -m devtools.demo --film ../../input/longvie_demo`
+films a scene that is not among those of the training. Press **R** on the page, choose the folder in *Control clips*.
 
-Press **R** on the page after copying, then queue. Every clip is on disk as soon as it is done, below
-`output/longvie/longvie_demo`; queueing again goes on after the last finished one.
+## 2. Queue
+A clip takes a few seconds and is on disk as soon as it is done, below `output/longvie/longvie_demo`; queueing again goes on
+after the last finished one.
 """,
-    "longvie_tiny_from_video": """# LongVie from a video, on a CPU
-The whole way from a driving video, with nothing to download: depth by *parallax* (from the camera's motion alone, rough),
-tracks by *Lucas-Kanade*, and a model of 16 MB with 17 frames a clip, 96x64. It shows that everything runs. The weights are
-seeded random numbers, so the video is coloured noise; the two previews of the controls are real.
+    "longvie_tiny_from_video": """# LongVie-Tiny from a video
+The whole way from a driving video on any CPU, with nothing to download: depth by *parallax* (from the camera's motion alone,
+rough), tracks by *Lucas-Kanade*, and **LongVie-Tiny**, which comes with this pack: the architecture of LongVie with 8 million
+weights (16 MB), trained by this pack's own trainer.
 
-* **Your video**: choose it in *Driving video* (or upload it there). It also gives the first frame: *Trim Video* keeps a
-  tenth of a second, so that no long video is loaded whole.
-* **The tiny weights**: `python dev.py demo`, in the folder of this pack, makes them in `.host/demo/models`; copy the three
-  folders into `ComfyUI/models` and press **R** on the page.
+## What to expect
+LongVie-Tiny has seen rendered scenes alone: balls and boxes on a patterned ground, filmed by a moving camera, **96x64** and
+**17 frames** a clip, with exact depth and exact tracks. Of your own video it makes something soft that moves with it, no
+likeness; the two previews show the controls as they are. It was trained without text, so there is no text encoder, and
+prompts are not read. 8 steps, shift 5, CFG 1, 8 frames of history, colours anchored to clip 1 at 0.3 and a grid of 8 are the
+settings that it was measured with.
 
-Every clip is on disk as soon as it is done, below `output/longvie/longvie_tiny_from_video`; queueing again goes on after
-the last finished one, and neither depth nor tracks are made again.
+## 1. Your video
+Choose it in *Driving video* (or upload it there). It also gives the first frame: *Trim Video* keeps a tenth of a second, so
+that no long video is loaded whole.
+
+## 2. Queue
+A clip takes a few seconds and is on disk as soon as it is done, below `output/longvie/longvie_tiny_from_video`; queueing again
+goes on after the last finished one, and neither depth nor tracks are made again.
 """,
 }
 """Text of the note in each workflow; ``{files}`` lists its published weights."""
@@ -198,8 +212,8 @@ class Thumbnail:
 THUMBNAILS = {
     "longvie_from_control_clips": Thumbnail(640, 352, TrackGrid(), (480, 264)),
     "longvie_from_video": Thumbnail(640, 352, TrackGrid(), (480, 396), video=True),
-    "longvie_tiny_from_control_clips": Thumbnail(96, 64, TrackGrid(12, 8), (480, 320)),
-    "longvie_tiny_from_video": Thumbnail(96, 64, TrackGrid(12, 8), (480, 480), video=True),
+    "longvie_tiny_from_control_clips": Thumbnail(96, 64, TrackGrid(8, 8), (480, 320)),
+    "longvie_tiny_from_video": Thumbnail(96, 64, TrackGrid(8, 8), (480, 480), video=True),
 }
 THUMBNAIL_SCENE = 10
 THUMBNAIL_SPEED = 5.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from ..longvie_core.backends.comfy import require_host
@@ -37,12 +40,22 @@ NODES: list[type[io.ComfyNode]] = [
     LongVieAssemble,
 ]
 
+LONGVIE_TINY = Path(__file__).resolve().parent.parent / "models" / "longvie-tiny"
+"""The trained model that comes with the pack."""
+
+
+def register_longvie_tiny() -> None:
+    """Let the host's loaders list LongVie-Tiny, behind the folders that it has already."""
+    for kind in ("diffusion_models", "vae", "model_patches"):
+        folder_paths.add_model_folder_path(kind, str(LONGVIE_TINY / kind))
+
 
 class LongVieExtension(ComfyExtension):
     """What the host asks for when it loads the pack."""
 
     async def on_load(self) -> None:
         require_host()
+        register_longvie_tiny()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -21,7 +21,7 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 from harness import Rig, write_weights  # noqa: E402
 
-from devtools.tiny import BACKBONE, BACKBONE_FILE, CONTROL, CONTROL_FILE, VAE_FILE, write_tiny_weights  # noqa: E402
+from devtools.tiny import BACKBONE, CONTROL, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE, write_tiny_weights  # noqa: E402
 from longvie_core.dual_control import DualControlConfig, torch_dual_control  # noqa: E402
 from longvie_core.wan import WanConfig, WanModel  # noqa: E402
 
@@ -38,7 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny(weights: dict[str, Path]) -> Rig:
     """A backbone without image branch, four blocks, three of them controlled."""
-    return Rig.load(weights[BACKBONE_FILE], weights[CONTROL_FILE], BACKBONE, CONTROL)
+    return Rig.load(weights[RANDOM_BACKBONE], weights[RANDOM_CONTROL], BACKBONE, CONTROL)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def rig(request: pytest.FixtureRequest) -> Rig:
 @pytest.fixture(scope="session")
 def vae(weights: dict[str, Path]) -> object:
     """The host's Wan 2.1 VAE, tiny."""
-    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[VAE_FILE])))
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[RANDOM_VAE])))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness import Rig, largest, text_conditioning
 
-from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, VAE_FILE
+from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.autoregress import Carry, ClipResult, HistorySettings, generate
 from longvie_core.backends import comfy as comfy_backend
 from longvie_core.backends import diffusers
@@ -42,9 +42,9 @@ class Pictures:
 def backends(weights: dict[str, Path]):
     """The two backends on the same files; dense at 0.7."""
     texts = text_conditioning(11), text_conditioning(12)
-    model, control = comfy.sd.load_diffusion_model(str(weights[BACKBONE_FILE])), weights[CONTROL_FILE]
+    model, control = comfy.sd.load_diffusion_model(str(weights[RANDOM_BACKBONE])), weights[RANDOM_CONTROL]
     patched = comfy_backend.apply_control(model, comfy_backend.load_control(control), comfy_backend.ModalityRange(0.7))
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[VAE_FILE])))
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[RANDOM_VAE])))
     sampler = comfy_backend.MultimodalSampler(
         patched, vae, None, comfy.samplers.sampler_object("euler"), SIGMAS, CFG, HistorySettings()
     )
@@ -52,9 +52,9 @@ def backends(weights: dict[str, Path]):
     return (
         comfy_backend.ComfyBackend(sampler, lambda clip: texts, lambda clip: 0),
         diffusers.DiffusersBackend(
-            diffusers.load_backbone(weights[BACKBONE_FILE]),
+            diffusers.load_backbone(weights[RANDOM_BACKBONE]),
             diffusers.load_control(control),
-            diffusers.VaeCodec(diffusers.load_vae(weights[VAE_FILE])),
+            diffusers.VaeCodec(diffusers.load_vae(weights[RANDOM_VAE])),
             settings,
             lambda clip: (texts[0][0][0], texts[1][0][0]),
         ),

@@ -61,7 +61,7 @@ def make_host(new_host: Callable[..., Host], tmp_path: Path) -> Iterator[Callabl
 
 @pytest.fixture(scope="session")
 def tiny_models(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with the tiny weights."""
+    """A models folder with random weights of LongVie-Tiny's size."""
     models = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMFYUI_PATH", str(comfyui_path))
@@ -71,7 +71,7 @@ def tiny_models(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def stock(tiny_models: Path) -> Callable[[Host], Host]:
-    """Puts the tiny weights and the shared control clips into a host's folders, whether it runs or not."""
+    """Puts the random weights and the shared control clips into a host's folders, whether it runs or not."""
 
     def stock(host: Host) -> Host:
         shutil.copytree(tiny_models, host.base / "models", dirs_exist_ok=True)
@@ -83,5 +83,5 @@ def stock(tiny_models: Path) -> Callable[[Host], Host]:
 
 @pytest.fixture(scope="session")
 def tiny_host(host: Host, stock: Callable[[Host], Host]) -> Host:
-    """The shared host with the tiny weights and the shared control clips."""
+    """The shared host with the random weights and the shared control clips."""
     return stock(host)

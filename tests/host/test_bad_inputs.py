@@ -35,7 +35,7 @@ from workflow import (
 )
 
 from devtools.host import Host, PromptRejected
-from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, randomize
+from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, randomize
 from longvie_core.dual_control import DualControlConfig, torch_dual_control
 from longvie_core.video import VideoWriter
 from longvie_core.wan import WanConfig, WanModel
@@ -534,7 +534,7 @@ def test_sample_clip_after_the_last(tiny_host: Host) -> None:
 
 def control_file(host: Host, name: str, change: Callable[[dict], object]) -> str:
     """The tiny control weights, changed, under another name; returns that name."""
-    tensors = load_file(host.base / "models" / CONTROL_FILE)
+    tensors = load_file(host.base / "models" / RANDOM_CONTROL)
     change(tensors)
     save_file(tensors, host.base / "models" / "model_patches" / name)
     return name
@@ -554,7 +554,7 @@ def test_a_text_in_place_of_the_control_weights(tiny_host: Host) -> None:
 
 
 def test_control_weights_cut_off(tiny_host: Host) -> None:
-    weights = tiny_host.base / "models" / CONTROL_FILE
+    weights = tiny_host.base / "models" / RANDOM_CONTROL
     (weights.parent / "half.safetensors").write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     assert_says(rejected_control(tiny_host, "half.safetensors"), "half.safetensors", "broken download")
 
@@ -584,7 +584,7 @@ def test_control_weights_with_a_key_missing_renamed_or_of_another_shape(tiny_hos
 
 def test_other_weights_in_place_of_the_control(tiny_host: Host) -> None:
     models = tiny_host.base / "models"
-    shutil.copyfile(models / BACKBONE_FILE, models / "model_patches" / "backbone.safetensors")
+    shutil.copyfile(models / RANDOM_BACKBONE, models / "model_patches" / "backbone.safetensors")
     text = rejected_control(tiny_host, "backbone.safetensors")
     assert_says(text, "holds no LongVie control network", "give control.safetensors of LongVie 2")
 
@@ -597,11 +597,11 @@ def test_a_control_file_that_is_not_there(tiny_host: Host) -> None:
 def test_an_overlay_that_does_not_fit_the_backbone(tiny_host: Host) -> None:
     prompt = tiny_workflow(RUN)
     unet = node_id(prompt, "UNETLoader")
-    laid = add(prompt, "overlay", "LongVieAttentionOverlay", model=[unet, 0], file="longvie_tiny.safetensors")
+    laid = add(prompt, "overlay", "LongVieAttentionOverlay", model=[unet, 0], file=Path(RANDOM_BACKBONE).name)
     set_inputs(prompt, "ModelSamplingSD3", model=laid)
     node, text = failure(tiny_host, prompt)
     assert node == "LongVieAttentionOverlay"
-    assert_says(text, "longvie_tiny.safetensors does not fit", "unexpected", "Is it the right file")
+    assert_says(text, f"{Path(RANDOM_BACKBONE).name} does not fit", "unexpected", "Is it the right file")
 
 
 def test_a_vae_of_another_kind(tiny_host: Host) -> None:

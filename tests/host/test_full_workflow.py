@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from workflow import Prompt, add, decode, node_id, pictures, preview, rendered_clips, report, run, set_inputs, shown
 
 from devtools.host import Host, RunResult
+from devtools.tiny import load_random
 from longvie_core.control.render import reference_grid
 from longvie_core.video import VideoWriter, probe, read_frames
 from longvie_core.world import Frame, Scene, make_scene, render_frames, track
@@ -45,8 +46,8 @@ LENGTH = 2 * SCENE_SIZE.frames - 1
 
 
 def workflow(file: str, run_name: str, size: Size, steps: int, clips: int) -> Prompt:
-    """The shipped workflow on this video, with all control pictures of its clips saved as "dense 1", "sparse 1", ..."""
-    prompt: Prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    """The shipped workflow on this video with random weights; its control pictures are saved as "dense 1", "sparse 1", ..."""
+    prompt: Prompt = load_random(json.loads(WORKFLOW.read_text(encoding="utf-8")))
     set_inputs(prompt, "LoadVideo", file=file)
     set_inputs(prompt, "LongVieClipPlan", width=size.width, height=size.height, frames_per_clip=size.frames)
     set_inputs(prompt, "LongVieTrackControl", grid=size.grid)

@@ -45,7 +45,7 @@ from workflow import (
 )
 
 from devtools.host import Host, HostError, RunResult
-from devtools.tiny import VAE_FILE
+from devtools.tiny import RANDOM_VAE
 from longvie_core.video import VideoWriter
 
 EVERY_CLIP = range(1, CLIPS + 1)
@@ -320,7 +320,7 @@ def test_a_changed_control_file_renders_from_its_clip_on(reference: Reference, c
 
 
 def test_a_replaced_model_file_renders_everything(reference: Reference, finished: RunFolder) -> None:
-    vae = reference.host.base / "models" / VAE_FILE
+    vae = reference.host.base / "models" / RANDOM_VAE
     then = vae.stat().st_mtime_ns
     try:
         os.utime(vae, ns=(then, then + 10**9))

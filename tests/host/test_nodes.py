@@ -33,7 +33,7 @@ from workflow import (
 )
 
 from devtools.host import Host, RunResult
-from devtools.tiny import BACKBONE, BACKBONE_FILE, CONTROL_FILE, VAE_FILE
+from devtools.tiny import BACKBONE, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.video import VideoWriter
 from longvie_core.world import make_scene, render_frames
 
@@ -86,8 +86,8 @@ def test_files_that_come_while_the_host_runs_are_offered(tiny_host: Host) -> Non
     def offered(node: str, name: str) -> list[str]:
         return tiny_host.object_info(node)["input"]["required"][name][1]["options"]
 
-    assert Path(CONTROL_FILE).name in offered("LongVieLoadControl", "file")
-    assert Path(BACKBONE_FILE).name in offered("LongVieAttentionOverlay", "file")
+    assert Path(RANDOM_CONTROL).name in offered("LongVieLoadControl", "file")
+    assert Path(RANDOM_BACKBONE).name in offered("LongVieAttentionOverlay", "file")
     assert SCENE in offered("LongVieLoadClips", "folder")
     copy_scene(tiny_host, "added later")
     assert "added later" in offered("LongVieLoadClips", "folder")
@@ -322,12 +322,12 @@ def test_control_preview_spreads_its_frames_over_the_clip(
 
 def add_models(prompt: Prompt) -> dict[str, list]:
     """Loaders of the tiny weights, and the texts of clip 1 by the test pack's encoder."""
-    unet = add(prompt, "unet", "UNETLoader", unet_name=Path(BACKBONE_FILE).name, weight_dtype="default")
+    unet = add(prompt, "unet", "UNETLoader", unet_name=Path(RANDOM_BACKBONE).name, weight_dtype="default")
     clip = add(prompt, "text encoder", "TestTextEncoder", log="encoded.txt")
     return {
         "model": add(prompt, "shifted", "ModelSamplingSD3", model=unet, shift=5.0),
-        "control": add(prompt, "control", "LongVieLoadControl", file=Path(CONTROL_FILE).name),
-        "vae": add(prompt, "vae", "VAELoader", vae_name=Path(VAE_FILE).name),
+        "control": add(prompt, "control", "LongVieLoadControl", file=Path(RANDOM_CONTROL).name),
+        "vae": add(prompt, "vae", "VAELoader", vae_name=Path(RANDOM_VAE).name),
         "positive": add(prompt, "positive", "CLIPTextEncode", text=PROMPTS[0], clip=clip),
         "negative": add(prompt, "negative", "CLIPTextEncode", text=NEGATIVE, clip=clip),
     }
@@ -472,7 +472,7 @@ def test_unified_noise_in_the_hosts_custom_sampler_equals_random_noise(tiny_host
 def overlay(tiny_host: Host) -> Iterator[None]:
     """dit.safetensors for the tiny backbone, and the backbone with those tensors in place of its own, merged by hand."""
     folder = tiny_host.base / "models" / "diffusion_models"
-    backbone = load_file(tiny_host.base / "models" / BACKBONE_FILE)
+    backbone = load_file(tiny_host.base / "models" / RANDOM_BACKBONE)
     rng = np.random.default_rng(2)
     own = {key: value for key, value in backbone.items() if ".self_attn." in key}
     assert len(own) == 10 * BACKBONE.num_layers

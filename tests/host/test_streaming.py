@@ -30,7 +30,7 @@ from workflow import (
 )
 
 from devtools.host import Host
-from devtools.tiny import VAE_FILE
+from devtools.tiny import RANDOM_VAE
 
 FOLDER, CLIPS, STEPS = "streamed", 6, 2
 COUNTS = re.compile(r"^control latents: (\d+) encoded, (\d+) kept$", re.MULTILINE)
@@ -128,7 +128,7 @@ def test_latents_of_another_size_are_others(streamed: Streamed) -> None:
 def test_the_weights_of_the_vae_count_and_not_its_name(streamed: Streamed, scale: float, expected: tuple[int, int]) -> None:
     models = streamed.host.base / "models"
     name = f"vae_{scale}.safetensors"
-    weights = load_file(models / VAE_FILE)
+    weights = load_file(models / RANDOM_VAE)
     weights["encoder.conv1.weight"] = (weights["encoder.conv1.weight"] * scale).astype(np.float16)
     save_file(weights, models / "vae" / name)
     prompt = workflow(f"vae {scale}", ClipLoop={"clips": "1"})

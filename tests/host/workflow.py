@@ -1,4 +1,7 @@
-"""The tiny workflow in the tests' hands: filled in, changed, queued; and what a run leaves on disk, read independently."""
+"""The tiny workflow, with random weights, in the tests' hands: filled in, changed, queued.
+
+And what a run leaves on disk, read independently.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from devtools.host import Host, PromptRejected, RunResult
+from devtools.tiny import load_random
 from longvie_core.clips import ClipPlan
 from longvie_core.world import make_scene
 from longvie_core.world_clips import TrackGrid, write_scene_clips
@@ -58,19 +62,20 @@ def copy_scene(host: Host, name: str) -> Path:
 
 
 def tiny_workflow(run_name: str, *, previews: bool = False, **changes: dict[str, Any]) -> Prompt:
-    """The tiny workflow at the tests' size, its loop's report shown.
+    """The tiny workflow at the tests' size with random weights, without colour anchoring, its loop's report shown.
 
     Args:
         run_name: of the loop.
         previews: keep the nodes that show the controls.
         changes: class type without the prefix "LongVie" -> inputs to set (a node's id and slot make a link; None unlinks).
     """
-    prompt: Prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    prompt: Prompt = load_random(json.loads(WORKFLOW.read_text(encoding="utf-8")))
     if not previews:
         shown = {"LongVieControlPreview", "PreviewImage"}
         prompt = {key: node for key, node in prompt.items() if node["class_type"] not in shown}
     set_inputs(prompt, "LongVieLoadClips", folder=SCENE, width=WIDTH, height=HEIGHT)
     set_inputs(prompt, "LongVieSigmas", steps=STEPS)
+    set_inputs(prompt, "LongVieMultimodalSampler", anchor="off", anchor_strength=0.0)
     set_inputs(prompt, "LongVieClipLoop", run_name=run_name)
     for node, inputs in changes.items():
         set_inputs(prompt, f"LongVie{node}", **inputs)
