@@ -25,9 +25,10 @@ from ..conditioning import control_condition, image_condition, pixels_from_uint8
 from ..control.latents import encode_control
 from ..dual_control import DualControl, DualControlConfig, Streams
 from ..files import write_atomically
+from ..noise import clip_seed, gaussian
 from ..schedule import add_noise, flow_sigmas
 from ..wan import CrossAttention, WanConfig
-from .data import Clip
+from .data import Clip, ClipSource
 from .degradation import chance, choose, depth_degradation_begins, draw_dense_strength, draw_history_length, is_degraded
 from .initialise import half_width_weights
 from .latents import ROLLED_OUT, ClipLatents, TrainingCodec, Variant
@@ -227,6 +228,12 @@ def sampled(network: ControlledBackbone, noise: Tensor, given: Conditions, steps
     return latents
 
 
+def video_noise(source: ClipSource, seed: int, videos: Sequence[int]) -> Tensor:
+    """The noise [B, 16, f, h, w] that a roll-out makes all clips of a video from (P1 section 3.2), by the video's number."""
+    shape = (1, 16, 1 + (source.frames - 1) // 4, source.height // 8, source.width // 8)
+    return torch.cat([gaussian(clip_seed(seed, number), shape) for number in videos])
+
+
 def tiny_network(backbone: WanConfig, control: DualControlConfig) -> ControlledBackbone:
     """Fresh weights for joint training: torch's usual ones, and zero where the control network meets the backbone.
 
@@ -295,6 +302,7 @@ class ControlTask:
         self.stage, self.network, self.latents, self.held_out = stage, network, latents, held_out
         self.codec, self.text, self.export_dtype = codec, text, export_dtype
         self.past = np.array([latents.source.past(row) for row in range(len(latents.source))])
+        self.videos = np.cumsum(self.past == 0) - 1
         self.schedules = [training_schedule(shift=shift) for shift in stage.timesteps.shifts]
         require_gradients(network, stage.learns)
         if stage.checkpointing:
@@ -320,6 +328,10 @@ class ControlTask:
         data = self.latents.clean.read("video", rows)
         flags = torch.tensor([clip.degraded for clip in shown]) if self._weakens_starts else None
         noise = torch.randn(data.shape, generator=generator)
+        rolled = [place for place, clip in enumerate(shown) if clip.start == ROLLED_OUT]
+        if rolled:  # what was made from a video's noise is met by the same noise again, in generation too
+            videos = [int(self.videos[rows[place]]) for place in rolled]
+            noise[rolled] = video_noise(self.latents.source, self.stage.training.seed, videos)
         return Batch(self._read(self.latents, shown, history), data.half(), noise, timestep, sigma, weight, flags)
 
     def losses(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -17,8 +17,7 @@ from torch import Tensor
 from ..autoregress import TAIL_FRAMES
 from ..conditioning import control_condition, image_condition
 from ..files import write_atomically
-from ..noise import clip_seed, gaussian
-from .control_task import Conditions, ControlledBackbone, sampled
+from .control_task import Conditions, ControlledBackbone, sampled, video_noise
 from .data import ClipSource
 from .latents import ClipLatents, LatentTable, TrainingCodec, Vision, encode_pictures, in_parts, start_pictures
 
@@ -91,7 +90,7 @@ def roll_out(latents: ClipLatents, model: RollOut, numbers: Sequence[int], batch
     videos = videos_of(source)
     missing = [number for number in numbers if latents.missing_rolled(videos[number])]
     for group in groups_of(videos, missing, batch):
-        _generate(latents, model, [videos[number] for number in group], _noise(source, model.seed, group))
+        _generate(latents, model, [videos[number] for number in group], video_noise(source, model.seed, group))
         yield from group
 
 
@@ -137,9 +136,3 @@ def _conditions(latents: ClipLatents, starts: LatentTable, model: RollOut, rows:
         text=torch.cat([model.text(latents.source.text(row)) for row in rows]),
         vision=starts.read("vision", rows) if latents.wanted.vision else None,
     )
-
-
-def _noise(source: ClipSource, seed: int, videos: Sequence[int]) -> Tensor:
-    """Noise [B, 16, f, h, w] of these videos, of each by its number alone."""
-    shape = (1, 16, 1 + (source.frames - 1) // 4, source.height // 8, source.width // 8)
-    return torch.cat([gaussian(clip_seed(seed, number), shape) for number in videos])

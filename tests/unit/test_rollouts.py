@@ -25,7 +25,8 @@ from longvie_core.training.data import SceneClips
 from longvie_core.training.latents import ClipLatents, TrainingCodec, Wanted
 from longvie_core.training.rollouts import RollOut, begin, groups_of, roll_out, videos_of
 from longvie_core.training.scenes import SceneSet, SceneSettings, open_set
-from longvie_core.training.stages import TINY_JOINT
+from longvie_core.training.stages import TINY_JOINT, TINY_ROBUST
+from longvie_core.training.trainer import generator_for
 from longvie_core.training.vae import tiny_vae
 from longvie_core.wan import WanConfig
 
@@ -206,6 +207,25 @@ def test_clips_get_their_videos_noise_and_what_was_made_before_them(latents: Cli
         assert torch.equal(told[clip].dense[:, :16], latents.clean.read("dense", rows))
         assert torch.equal(told[clip].sparse[:, 20:], latents.clean.read("sparse_first", rows))
         assert told[clip].dense_strength.tolist() == told[clip].sparse_strength.tolist() == [1, 1, 1]
+
+
+def test_training_shows_a_rolled_out_start_with_the_noise_that_it_came_from(
+    latents: ClipLatents, model: RollOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    monkeypatch.setattr("longvie_core.training.rollouts.sampled", lambda _network, noise, _given: used.append(noise) or noise)
+    list(roll_out(latents, model, range(3), batch=3))
+    training = replace(TINY_ROBUST.training, seed=SEED)
+    stage = replace(TINY_ROBUST, clips=60, histories=HISTORIES, rolled_out=0.5, training=training)
+    task = ControlTask(stage, network(), latents, latents, model.codec, no_text)
+    rolled = other = 0
+    for step in range(4):
+        batch = task.batch(step, generator_for(1, step))
+        rows, _ = task.chosen(step, generator_for(1, step))
+        for row, noise, is_rolled in zip(rows, batch.noise, batch.degraded.tolist(), strict=True):
+            assert torch.equal(noise, used[0][row // 3]) == is_rolled
+            rolled, other = rolled + is_rolled, other + (not is_rolled)
+    assert rolled > 40 and other > 40
 
 
 def test_what_is_generated_already_is_left_as_it_is(latents: ClipLatents, model: RollOut) -> None:
