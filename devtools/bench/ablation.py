@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from fractions import Fraction
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -33,7 +32,6 @@ from longvie_core.autoregress import Carry, generate
 from longvie_core.backends.diffusers import (
     DiffusersBackend,
     SamplingSettings,
-    VaeCodec,
     load_backbone,
     load_control,
     load_vae,
@@ -45,10 +43,11 @@ from longvie_core.dual_control import DualControl, Strengths
 from longvie_core.metrics import bootstrap_interval, colour_change, edge_agreement, seam_score, ssim
 from longvie_core.noise import UnifiedNoise
 from longvie_core.schedule import flow_sigmas
+from longvie_core.training.latents import WholeClipCodec
 from longvie_core.training.scenes import SceneSettings, film
-from longvie_core.training.vae import WholeClipVae, psnr
+from longvie_core.training.vae import psnr
 from longvie_core.world import make_scene, render_frames
-from longvie_core.world_clips import TrackGrid, clip_windows, scene_tracks
+from longvie_core.world_clips import clip_windows, scene_tracks
 
 WITHOUT_DEGRADATION = LONGVIE_TINY.with_name("longvie-tiny-ablation")
 """What the other training gave: a control network, and the backbone's self-attention as LongVie 2's third stage leaves it."""
@@ -203,8 +202,8 @@ class SceneResult:
 # ---- networks
 
 
-class WholeClipCodec(VaeCodec):
-    """The VAE on whole clips, several times faster than diffusers' chunks; equal pictures are encoded once.
+class SceneCodec(WholeClipCodec):
+    """The VAE on whole clips; equal pictures are encoded once.
 
     Args:
         vae: a network of its own, its forward is changed.
@@ -212,7 +211,6 @@ class WholeClipCodec(VaeCodec):
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         super().__init__(vae)
-        self.whole = WholeClipVae(vae)
         self._known: dict[bytes, Tensor] = {}
         if torch.backends.mkldnn.is_available():
             # On one thread torch takes a five times slower convolution for a batch of one.
@@ -228,12 +226,11 @@ class WholeClipCodec(VaeCodec):
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         key = sha256(pixels.numpy().tobytes()).digest()
         if key not in self._known:
-            latents = self.whole.encode(pixels.contiguous(memory_format=torch.channels_last_3d))
-            self._known[key] = self.normalised(latents)
+            self._known[key] = super().encode_pixels(pixels)
         return self._known[key]
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.whole.decode(latents.contiguous(memory_format=torch.channels_last_3d)).float().clamp(-1, 1)
+        return super()._decode(latents.contiguous(memory_format=torch.channels_last_3d))
 
 
 def _onednn_convolution(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -247,9 +244,9 @@ def load_networks(backbone: Path, overlay: Path | None, control: Path) -> tuple[
 
 
 @cache
-def load_codec(path: Path) -> WholeClipCodec:
+def load_codec(path: Path) -> SceneCodec:
     """The VAE, once a process."""
-    return WholeClipCodec(load_vae(path))
+    return SceneCodec(load_vae(path))
 
 
 def make_backend(weights: Weights, strengths: Strengths, degradation: bool = True) -> DiffusersBackend:
@@ -296,15 +293,14 @@ def per_clip_controls(settings: SceneSettings, video: int) -> Controls:
     The scene is rendered once more, for its raw depth: :func:`longvie_core.training.scenes.film` keeps 8 bits of it.
     """
     plan, scene = settings.plan, make_scene(settings.first_seed + video)
-    rate = plan.fps / Fraction(settings.speed(video)).limit_denominator(1000)
+    rate = settings.rate(video)
     rendered = render_frames(scene, plan.source_frames, rate, plan.width, plan.height, supersample=1)
     disparity = np.stack([frame.disparity for frame in rendered])
     windows = (disparity[slice(numbers.start, numbers.stop)] for numbers in map(plan.control_frames, range(plan.clips)))
     dense = [
         np.repeat(to_uint8(normalize(window, *np.percentile(window, PERCENTILES)))[..., None], 3, axis=-1) for window in windows
     ]
-    grid = TrackGrid(settings.grid, settings.grid)
-    sparse = [list(scene_tracks(scene, plan, clip, window, grid, rate)) for clip, window in enumerate(dense)]
+    sparse = [list(scene_tracks(scene, plan, clip, window, settings.track_grid, rate)) for clip, window in enumerate(dense)]
     return Controls(Pictures(np.stack(dense)), Pictures(np.array(sparse)))
 
 

@@ -251,7 +251,6 @@ def train_stage(options: argparse.Namespace, stage: Stage) -> None:
         latents_of(options, stage, held_out),
         codec_of(options, source),
         text_reader(options, network.backbone.config.text_dim),
-        getattr(torch, stage.weights),
     )
     train(task, stage.training, options.run, options.stop_after)
 

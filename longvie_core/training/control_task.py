@@ -280,7 +280,6 @@ class ControlTask:
         held_out: of other clips, for the sheets; the first ``stage.sheet_clips`` of them.
         codec: for the sheets.
         text: embedding [1, L, text_dim] of a caption.
-        export_dtype: of the exported weights.
 
     Raises:
         ValueError: not all clips are encoded.
@@ -294,13 +293,12 @@ class ControlTask:
         held_out: ClipLatents,
         codec: TrainingCodec,
         text: Callable[[str], Tensor],
-        export_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         missing = latents.missing(range(len(latents.source)))
         if missing:
             raise ValueError(f"{missing} of {len(latents.source)} training clips are not encoded: run 'prepare' first")
         self.stage, self.network, self.latents, self.held_out = stage, network, latents, held_out
-        self.codec, self.text, self.export_dtype = codec, text, export_dtype
+        self.codec, self.text = codec, text
         self.past = np.array([latents.source.past(row) for row in range(len(latents.source))])
         self.videos = np.cumsum(self.past == 0) - 1
         self.schedules = [training_schedule(shift=shift) for shift in stage.timesteps.shifts]
@@ -325,14 +323,14 @@ class ControlTask:
         shown = [self.shown(row, step, generator) for row in rows]
         draws = [self._timestep(generator) for _ in rows]
         timestep, sigma, weight = (torch.cat(values) for values in zip(*draws, strict=True))
-        data = self.latents.clean.read("video", rows)
+        data = self.latents.clean.kept("video", rows)
         flags = torch.tensor([clip.degraded for clip in shown]) if self._weakens_starts else None
         noise = torch.randn(data.shape, generator=generator)
         rolled = [place for place, clip in enumerate(shown) if clip.start == ROLLED_OUT]
         if rolled:  # what was made from a video's noise is met by the same noise again, in generation too
             videos = [int(self.videos[rows[place]]) for place in rolled]
             noise[rolled] = video_noise(self.latents.source, self.stage.training.seed, videos)
-        return Batch(self._read(self.latents, shown, history), data.half(), noise, timestep, sigma, weight, flags)
+        return Batch(read_shown(self.latents, shown, history, self.text), data, noise, timestep, sigma, weight, flags)
 
     def losses(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         given, data = batch.latents.conditions(), batch.data.float()
@@ -349,7 +347,8 @@ class ControlTask:
         clips = [self.held_out.source[row] for row in rows]
         truth = _pixels([clip.frames for clip in clips])
         shown = [Shown(row) for row in rows]
-        given = send_to_device(self._read(self.held_out, shown, self.stage.sheet_history), device).conditions()
+        latents = read_shown(self.held_out, shown, self.stage.sheet_history, self.text)
+        given = send_to_device(latents, device).conditions()
         inverted = replace(given, dense=self._inverted(clips).to(device))
         on, off = torch.ones(len(rows), device=device), torch.zeros(len(rows), device=device)
         tried = {
@@ -372,8 +371,9 @@ class ControlTask:
         """``control.safetensors`` in the published key layout, and what else was learnt: ``dit.safetensors`` (self-attention,
         an overlay on the base) or the whole ``backbone.safetensors``."""
         folder.mkdir(parents=True, exist_ok=True)
+        dtype = getattr(torch, self.stage.weights)
         for name, (weights, metadata) in exported(network, self.stage.learns).items():
-            tensors = {key: value.detach().to("cpu", self.export_dtype).contiguous() for key, value in weights.items()}
+            tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in weights.items()}
             write_atomically(folder / name, partial(save_file, tensors, metadata=metadata))
 
     def chosen(self, step: int, generator: torch.Generator) -> tuple[list[int], int]:
@@ -401,28 +401,6 @@ class ControlTask:
             degraded=rolled_out or weak_start and is_degraded(wanted.frame_operators(row, variant)),
             dense=dense * strength,
             sparse=float(sparse),
-        )
-
-    def _read(self, latents: ClipLatents, shown: Sequence[Shown], history: int) -> ShownLatents:
-        """The latents of clips as they are shown."""
-        starts, depths = [clip.start for clip in shown], [clip.depth for clip in shown]
-        clean = [None] * len(shown)
-        rows = [clip.row for clip in shown]
-
-        def read(name: str, variants: Sequence[Variant]) -> Tensor:
-            return _read_variants(latents, name, rows, variants)
-
-        return ShownLatents(
-            image=read("image", starts),
-            dense=read("dense", depths),
-            dense_first=read("dense_first", depths),
-            sparse=read("sparse", clean),
-            sparse_first=read("sparse_first", clean),
-            dense_strength=torch.tensor([clip.dense for clip in shown]),
-            sparse_strength=torch.tensor([clip.sparse for clip in shown]),
-            history=read(f"history_{history}", starts) if history else None,
-            text=torch.cat([self.text(latents.source.text(row)) for row in rows]),
-            vision=read("vision", starts) if latents.wanted.vision else None,
         )
 
     @property
@@ -468,12 +446,35 @@ class Shown:
     sparse: float = 1.0
 
 
+def read_shown(latents: ClipLatents, shown: Sequence[Shown], history: int, text: Callable[[str], Tensor]) -> ShownLatents:
+    """The latents of clips as they are shown, with a history of so many frames."""
+    starts, depths = [clip.start for clip in shown], [clip.depth for clip in shown]
+    clean = [None] * len(shown)
+    rows = [clip.row for clip in shown]
+
+    def read(name: str, variants: Sequence[Variant]) -> Tensor:
+        return _read_variants(latents, name, rows, variants)
+
+    return ShownLatents(
+        image=read("image", starts),
+        dense=read("dense", depths),
+        dense_first=read("dense_first", depths),
+        sparse=read("sparse", clean),
+        sparse_first=read("sparse_first", clean),
+        dense_strength=torch.tensor([clip.dense for clip in shown]),
+        sparse_strength=torch.tensor([clip.sparse for clip in shown]),
+        history=read(f"history_{history}", starts) if history else None,
+        text=torch.cat([text(latents.source.text(row)) for row in rows]),
+        vision=read("vision", starts) if latents.wanted.vision else None,
+    )
+
+
 def _read_variants(latents: ClipLatents, name: str, rows: Sequence[int], variants: Sequence[Variant]) -> Tensor:
     """float16 [len(rows), ...], each clip's tensor from the table of its variant; clips of one table are read at once."""
     found: Tensor | None = None
     for variant in set(variants):
         places = [place for place, other in enumerate(variants) if other == variant]
-        part = latents.table(variant).read(name, [rows[place] for place in places]).half()
+        part = latents.table(variant).kept(name, [rows[place] for place in places])
         if found is None:
             found = part.new_empty((len(rows), *part.shape[1:]))
         found[places] = part

@@ -59,19 +59,37 @@ Variant = int | str | None
 # ---- the VAE
 
 
+class WholeClipCodec(VaeCodec):
+    """The VAE on clips in one piece, several times faster on a CPU and on small clips; their memory does not stay flat.
+
+    Args:
+        vae: a network of its own: its forward is changed.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__(vae)
+        self.whole = WholeClipVae(vae)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        return self.normalised(self.whole.encode(pixels.contiguous(memory_format=torch.channels_last_3d)))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.whole.decode(latents).float().clamp(-1, 1)
+
+
 class TrainingCodec:
     """Frames to normalised latents and back (:class:`.degradation.FrameCodec`).
 
     Args:
         vae: a network of its own: its forward is changed where ``whole`` is set.
-        whole: clips in one piece, several times faster on a CPU; otherwise diffusers' chunks, whose memory stays flat.
+        whole: clips in one piece (:class:`WholeClipCodec`); otherwise diffusers' chunks, whose memory stays flat.
         precision: the convolutions run in this dtype (by autocast).
     """
 
     def __init__(self, vae: AutoencoderKLWan, *, whole: bool = True, precision: torch.dtype = torch.bfloat16) -> None:
-        self.normal = VaeCodec(vae)
+        self.codec = WholeClipCodec(vae) if whole else VaeCodec(vae)
         self.vae = vae
-        self.whole = WholeClipVae(vae) if whole else None
         self.precision = precision
 
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
@@ -102,10 +120,7 @@ class TrainingCodec:
         grey = shown.new_full((len(shown), frames - shown.shape[1], *shown.shape[2:]), MID_GREY)
         pixels = torch.cat([shown, grey], dim=1).permute(0, 4, 1, 2, 3)
         with self._autocast():
-            if self.whole is None:
-                return self.normal.encode_pixels(pixels)
-            latents = self.whole.encode(pixels.contiguous(memory_format=torch.channels_last_3d))
-        return self.normal.normalised(latents)
+            return self.codec.encode_pixels(pixels)
 
     def decode_clips(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, 16, f, h, w] -> uint8 [B, T, H, W, 3] on the VAE's device, as the next clip gets them."""
@@ -115,9 +130,7 @@ class TrainingCodec:
     def decode_pixels(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, 16, f, h, w] -> pixels [B, 3, T, H, W] in [-1, 1]."""
         with self._autocast():
-            if self.whole is None:
-                return self.normal.decode_pixels(latents)
-            return self.whole.decode(self.normal.denormalised(latents)).float().clamp(-1, 1)
+            return self.codec.decode_pixels(latents)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.vae.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -184,7 +197,11 @@ class LatentTable:
         self._written.clear()
 
     def read(self, name: str, rows: Sequence[int]) -> Tensor:
-        """float32 [len(rows), ...].
+        """float32 [len(rows), ...]; see :meth:`kept`."""
+        return self.kept(name, rows).float()
+
+    def kept(self, name: str, rows: Sequence[int]) -> Tensor:
+        """float16 [len(rows), ...], as they are kept.
 
         Raises:
             ValueError: one of the clips is not there.
@@ -192,7 +209,7 @@ class LatentTable:
         missing = int((~self.done(name, rows)).sum())
         if missing:
             raise ValueError(f"{self.folder}: {name} of {missing} clips is not encoded: run 'prepare' first")
-        return torch.from_numpy(self._arrays(name)[0][rows]).float()
+        return torch.from_numpy(self._arrays(name)[0][rows])
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"

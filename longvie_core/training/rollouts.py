@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from ..autoregress import TAIL_FRAMES
-from ..conditioning import control_condition, image_condition
 from ..files import write_atomically
-from .control_task import Conditions, ControlledBackbone, sampled, video_noise
+from .control_task import ControlledBackbone, Shown, read_shown, sampled, video_noise
 from .data import ClipSource
-from .latents import ClipLatents, LatentTable, TrainingCodec, Vision, encode_pictures, in_parts, start_pictures
+from .latents import ROLLED_OUT, ClipLatents, TrainingCodec, Vision, encode_pictures, in_parts, start_pictures
 
 MODEL = "model.json"
 """Beside the latents: which model made them."""
@@ -100,10 +99,11 @@ def _generate(latents: ClipLatents, model: RollOut, videos: Sequence[range], noi
     seen: Tensor | None = None  # uint8 [B, n, H, W, 3], the last frames so far
     for rows in zip(*videos, strict=True):
         if seen is None:
-            conditions = _conditions(latents, latents.clean, model, rows, 0)
+            shown, history = [Shown(row) for row in rows], 0
         else:
             _keep_starts(latents, model, rows, seen, len(videos))
-            conditions = _conditions(latents, latents.rolled, model, rows, model.history)
+            shown, history = [Shown(row, start=ROLLED_OUT) for row in rows], model.history
+        conditions = read_shown(latents, shown, history, model.text).conditions()
         frames = model.codec.decode_clips(sampled(model.network, noise, conditions))
         seen = (frames if seen is None else torch.cat([seen[:, :-1], frames], dim=1))[:, -TAIL_FRAMES:]
 
@@ -120,19 +120,3 @@ def _keep_starts(latents: ClipLatents, model: RollOut, rows: Sequence[int], seen
     for (row, name), value in zip(places, encode_pictures(pictures, model.codec, model.vision, batch), strict=True):
         latents.rolled.write(name, row, value[None])
     latents.rolled.commit()
-
-
-def _conditions(latents: ClipLatents, starts: LatentTable, model: RollOut, rows: Sequence[int], history: int) -> Conditions:
-    """What these clips are generated from: both controls in full, start frames and histories from ``starts``."""
-    rows, clean = list(rows), latents.clean
-    ones = torch.ones(len(rows))
-    return Conditions(
-        image=image_condition(starts.read("image", rows)),
-        dense=control_condition(clean.read("dense", rows), clean.read("dense_first", rows)),
-        sparse=control_condition(clean.read("sparse", rows), clean.read("sparse_first", rows)),
-        dense_strength=ones,
-        sparse_strength=ones,
-        history=starts.read(f"history_{history}", rows) if history else None,
-        text=torch.cat([model.text(latents.source.text(row)) for row in rows]),
-        vision=starts.read("vision", rows) if latents.wanted.vision else None,
-    )

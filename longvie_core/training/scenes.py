@@ -56,9 +56,18 @@ class SceneSettings:
         length = 1 + (self.frames - 1) * self.clips
         return ClipPlan(self.width, self.height, self.frames, Fraction(self.fps), source_frames=length)
 
+    @property
+    def track_grid(self) -> TrackGrid:
+        """Points of the tracks."""
+        return TrackGrid(self.grid, self.grid)
+
     def speed(self, video: int) -> float:
         """Seconds of scene time in one second of video ``video``."""
         return float(np.random.default_rng(self.first_seed + video).uniform(self.slowest, self.fastest))
+
+    def rate(self, video: int) -> Fraction:
+        """Frames of video ``video`` in one second of scene time."""
+        return self.plan.fps / Fraction(self.speed(video)).limit_denominator(1000)
 
 
 def film(settings: SceneSettings, video: int) -> Mapping[str, np.ndarray]:
@@ -69,7 +78,7 @@ def film(settings: SceneSettings, video: int) -> Mapping[str, np.ndarray]:
         uint8 [clips, frames, H, W, 3].
     """
     plan, scene = settings.plan, make_scene(settings.first_seed + video)
-    rate = plan.fps / Fraction(settings.speed(video)).limit_denominator(1000)
+    rate = settings.rate(video)
     rgb = []
     with tempfile.TemporaryDirectory() as temporary:
         with SignalWriter(Path(temporary) / "disparity.npy", "disparity", plan.fps) as writer:
@@ -77,9 +86,9 @@ def film(settings: SceneSettings, video: int) -> Mapping[str, np.ndarray]:
                 rgb.append(frame.rgb)
                 writer.write(frame.disparity)
         dense = list(normalized_frames(writer.signal(), plan.source_frames))
-    grid = TrackGrid(settings.grid, settings.grid)
+    windows = clip_windows(plan, iter(dense))
     sparse = [
-        list(scene_tracks(scene, plan, clip, window, grid, rate)) for clip, window in enumerate(clip_windows(plan, iter(dense)))
+        list(scene_tracks(scene, plan, clip, window, settings.track_grid, rate)) for clip, window in enumerate(windows)
     ]
     return {"rgb": np.stack(rgb), "dense": np.stack(dense), "sparse": np.array(sparse)}
 

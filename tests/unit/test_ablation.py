@@ -95,7 +95,7 @@ def test_clips_add_every_frame_but_the_given_one_and_seams_lie_between_them() ->
 
 class TestCodec:
     def test_it_computes_what_the_chunked_vae_does(self, weights: Weights) -> None:
-        plain, mine = VaeCodec(load_vae(weights.vae)), ablation.WholeClipCodec(load_vae(weights.vae))
+        plain, mine = VaeCodec(load_vae(weights.vae)), ablation.SceneCodec(load_vae(weights.vae))
         frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
         torch.testing.assert_close(mine.encode(frames), plain.encode(frames), atol=1e-4, rtol=1e-4)
         first = [codec.encode_first_frame(frames[0], 9) for codec in (mine, plain)]
@@ -104,7 +104,7 @@ class TestCodec:
         np.testing.assert_allclose(mine.decode(latents), plain.decode(latents), atol=1e-4)
 
     def test_equal_pictures_are_encoded_once_until_it_forgets(self, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-        codec, calls = ablation.WholeClipCodec(load_vae(weights.vae)), []
+        codec, calls = ablation.SceneCodec(load_vae(weights.vae)), []
         encode = codec.whole.encode
         monkeypatch.setattr(codec.whole, "encode", lambda pixels: calls.append(1) or encode(pixels))
         frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)

@@ -24,6 +24,7 @@ from longvie_core.training.control_task import (
     ControlTask,
     Shown,
     control_from_backbone,
+    read_shown,
     require_gradients,
     sheet_rows,
     tiny_network,
@@ -232,10 +233,9 @@ def test_half_of_the_clips_with_a_past_start_from_a_roll_out(latents: ClipLatent
     assert all(task.shown(0, 0, generator_for(2, number)).start is None for number in range(50))
 
 
-def test_conditions_come_from_the_drawn_variants(latents: ClipLatents, codec: TrainingCodec) -> None:
-    task = task_of(latents, codec)
+def test_conditions_come_from_the_drawn_variants(latents: ClipLatents) -> None:
     shown = [Shown(2), Shown(3, start=1, depth=0, dense=0.5, sparse=0.0)]
-    given = task._read(latents, shown, 5).conditions()
+    given = read_shown(latents, shown, 5, no_text).conditions()
     clean, weak, other = latents.clean, latents.table(1), latents.table(0)
     assert torch.equal(given.image[:, 4:], torch.cat([clean.read("image", [2]), weak.read("image", [3])]))
     assert torch.equal(given.image[:, :4, 0], torch.ones(2, 4, 4, 4)) and not given.image[:, :4, 1].any()
@@ -244,7 +244,7 @@ def test_conditions_come_from_the_drawn_variants(latents: ClipLatents, codec: Tr
     assert torch.equal(given.dense[1, 20:], other.read("dense_first", [3])[0])
     assert torch.equal(given.sparse[:, :16], clean.read("sparse", [2, 3]))
     assert given.dense_strength.tolist() == [1.0, 0.5] and given.sparse_strength.tolist() == [1.0, 0.0]
-    assert task._read(latents, shown, 0).history is None
+    assert read_shown(latents, shown, 0, no_text).history is None
 
 
 def test_the_loss_is_that_of_the_noise_that_was_added(latents: ClipLatents, codec: TrainingCodec) -> None:
@@ -304,7 +304,7 @@ def test_killed_and_resumed_equals_uninterrupted(latents: ClipLatents, codec: Tr
 
 
 def test_exports_open_and_give_the_same_velocity(latents: ClipLatents, codec: TrainingCodec, tmp_path: Path) -> None:
-    task = task_of(latents, codec, export_dtype=torch.float32, network=shaken(tiny_network(BACKBONE, STREAMS)))
+    task = task_of(latents, codec, replace(STAGE, weights="float32"), network=shaken(tiny_network(BACKBONE, STREAMS)))
     task.export(task.network, tmp_path)
     assert read_backbone(tmp_path / "backbone.safetensors")[0] == BACKBONE
     assert read_control(tmp_path / "control.safetensors")[0] == STREAMS
@@ -405,7 +405,8 @@ def test_the_papers_stages_follow_one_another(folder: Path, latents: ClipLatents
     common = ["--clips", scenes, "--held-out", scenes, "--cache", str(tmp_path / "cache"), "--vae", str(tmp_path / "vae")]
     common += ["--videos", "1", "--set", "sheet_clips=1", "--set", "training.steps=2", "--set", "training.accumulation=1"]
     common += ["--set", "training.precision=no", "--precision", "float32"]
-    base = ControlTask(STAGE, shaken(tiny_network(BACKBONE, STREAMS)), latents, latents, None, no_text, torch.float32)
+    whole = replace(STAGE, weights="float32")
+    base = ControlTask(whole, shaken(tiny_network(BACKBONE, STREAMS)), latents, latents, None, no_text)
     base.export(base.network, tmp_path / "base")
     backbone = tmp_path / "base" / "backbone.safetensors"
     control = tmp_path / "base" / "control.safetensors"

@@ -259,7 +259,8 @@ def test_roll_outs_are_what_the_robust_stage_learns_from(scenes: SceneSet, tmp_p
     codec = TrainingCodec(vae(), precision=torch.float32)
     held = ClipLatents(SceneClips(scenes), Wanted(HISTORIES), tmp_path / "unused", "vae")
     held.missing = lambda rows: 0
-    ControlTask(TINY_JOINT, network(), held, held, codec, no_text, torch.float32).export(network(), tmp_path / "model")
+    stage = replace(TINY_JOINT, weights="float32")
+    ControlTask(stage, network(), held, held, codec, no_text).export(network(), tmp_path / "model")
     given = ["--backbone", str(tmp_path / "model" / "backbone.safetensors")]
     given += ["--control", str(tmp_path / "model" / "control.safetensors")]
     run = ["tiny-robust", *common, *given]

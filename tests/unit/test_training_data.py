@@ -348,9 +348,9 @@ def test_pictures_have_the_same_bits_on_any_device(codec: TrainingCodec) -> None
     np.testing.assert_array_equal(device_uint8(torch.from_numpy(pixels)).numpy(), frames_to_uint8(pixels))
     frame = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
     seen = []
-    whole, codec.whole.encode = codec.whole.encode, lambda clip: seen.append(clip) or torch.zeros(1, 16, 2, 4, 4)
+    whole, codec.codec.whole.encode = codec.codec.whole.encode, lambda clip: seen.append(clip) or torch.zeros(1, 16, 2, 4, 4)
     codec.encode_first_frame(frame, 5)
-    codec.whole.encode = whole
+    codec.codec.whole.encode = whole
     np.testing.assert_array_equal(seen[0][0].permute(1, 2, 3, 0).numpy(), first_frame_then_grey(frame, 5))
 
 
