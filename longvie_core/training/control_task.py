@@ -320,7 +320,7 @@ class ControlTask:
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         rows, history = self.chosen(step, generator)
-        shown = [self.shown(row, step, generator) for row in rows]
+        shown = [self.shown(row, step, generator, history) for row in rows]
         draws = [self._timestep(generator) for _ in rows]
         timestep, sigma, weight = (torch.cat(values) for values in zip(*draws, strict=True))
         data = self.latents.clean.kept("video", rows)
@@ -384,13 +384,16 @@ class ControlTask:
         places = torch.randint(len(rows), (self.stage.clips,), generator=generator)
         return rows[places.numpy()].tolist(), length
 
-    def shown(self, row: int, step: int, generator: torch.Generator) -> Shown:
-        """How a clip is shown at a step of the training."""
+    def shown(self, row: int, step: int, generator: torch.Generator, history: int) -> Shown:
+        """How a clip is shown at a step of the training, with so many frames of history.
+
+        A clip without history begins a video, from the frame that was given: what a model made always comes with a history.
+        """
         stage, wanted = self.stage, self.latents.wanted
         variant = int(torch.randint(stage.variants, (), generator=generator))
         dense, sparse = choose(((1, 1), (1, 0), (0, 1), (0, 0)), list(vars(stage.streams).values()), generator)
         strength = draw_dense_strength(stage.dense_features, generator)
-        rolled_out = chance(stage.rolled_out, generator) and self.past[row] > 0
+        rolled_out = chance(stage.rolled_out, generator) and history > 0 and self.past[row] > 0
         weak_start = stage.first_frame is not None and chance(stage.first_frame.probability, generator)
         weak_depth = stage.depth is not None and chance(stage.depth.probability, generator)
         phased_in = stage.depth is not None and step >= depth_degradation_begins(stage.depth, stage.training.steps)

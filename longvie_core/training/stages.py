@@ -85,8 +85,8 @@ class Stage:
         depth: data-level degradation of depth; ``None`` = never.
         first_frame: degradation of the start frame and the history; ``None`` = never.
         histories: lengths of the history in frames, all alike likely; a batch has one length.
-        rolled_out: share of the clips, among those that have a past, whose start frame and history are the model's own from a
-            roll-out. Ours: the papers only imitate these, by VAE trips and noise-then-denoise.
+        rolled_out: share of the clips, among those shown with a history of their video, whose start frame and history are the
+            model's own from a roll-out. Ours: the papers only imitate these, by VAE trips and noise-then-denoise.
         variants: degraded variants that are kept of each clip.
         weights: dtype of the exported weights, a name of torch's.
         checkpointing: recompute activations in the backward pass.
@@ -188,16 +188,17 @@ with, a pretrained backbone and a plain control network."""
 TINY_ROBUST = replace(
     TINY_JOINT,
     learns=WITH_SELF_ATTENTION,
-    training=replace(TINY_JOINT.training, steps=1_700, warmup=100),
-    optimiser=replace(TINY_JOINT.optimiser, rate=5e-4, matrix_rate=0.004),
+    training=replace(TINY_JOINT.training, steps=6_000, checkpoint_every=300),
+    clips=32,
+    optimiser=replace(TINY_JOINT.optimiser, rate=2.5e-4, matrix_rate=0.002),
     dense_features=FeatureDegradation(),
-    rolled_out=0.6,
+    rolled_out=0.8,
     loss=LossWeights(first_frames=(), low_pass=0.0, high_pass=0.0, history=0.0),
 )
 """Ours, after P2's third stage: control network and self-attention learn starts and histories as long videos have them.
 
-P2's loss terms are left out: its weights of the first latent frames are made for clips of 21, and would all but silence the
-5 that these clips have."""
+Batches are as small as a CPU's core likes them. P2's loss terms are left out: its weights of the first latent frames are made
+for clips of 21, and would all but silence the 5 that these clips have."""
 
 TINY_PLAIN = replace(TINY_ROBUST, dense_features=NO_FEATURE_DEGRADATION, rolled_out=0.0)
 """The ablation of :data:`TINY_ROBUST`: as long, of pictures as they are."""

@@ -131,11 +131,11 @@ def test_the_tiny_models_stages_differ_in_what_they_are_there_for() -> None:
         assert stage.depth is stage.first_frame is None
         assert stage.rolled_out == stage.dense_features.probability == 0
     robust = TINY_ROBUST
-    assert robust.rolled_out == 0.6 and robust.dense_features == CONTROL.dense_features
+    assert robust.rolled_out == 0.8 and robust.dense_features == CONTROL.dense_features
     assert robust.depth is robust.first_frame is None
     # P2's weights of the first latent frames would silence three of the five that these clips have.
     assert robust.loss == LossWeights(first_frames=(), low_pass=0, high_pass=0, history=0)
-    assert replace(TINY_PLAIN, rolled_out=0.6, dense_features=robust.dense_features) == TINY_ROBUST
+    assert replace(TINY_PLAIN, rolled_out=0.8, dense_features=robust.dense_features) == TINY_ROBUST
     assert TINY_JOINT.streams == TINY_ROBUST.streams and TINY_JOINT.histories == TINY_ROBUST.histories == (0, 5, 8, 9)
 
 
