@@ -25,13 +25,12 @@ from ..conditioning import control_condition, image_condition, pixels_from_uint8
 from ..control.latents import encode_control
 from ..dual_control import DualControl, DualControlConfig, Streams
 from ..files import write_atomically
-from ..noise import clip_seed, gaussian
 from ..schedule import add_noise, flow_sigmas
 from ..wan import CrossAttention, WanConfig
-from .data import Clip, ClipSource
+from .data import Clip
 from .degradation import chance, choose, depth_degradation_begins, draw_dense_strength, draw_history_length, is_degraded
 from .initialise import half_width_weights
-from .latents import ROLLED_OUT, ClipLatents, TrainingCodec, Variant
+from .latents import ClipLatents, TrainingCodec, Variant
 from .losses import DegradedSamples, batch_terms, draw_timesteps, loss_terms, training_schedule
 from .muon import MatrixMuon
 from .stages import CONTROL_ONLY, EVERYTHING, WITH_SELF_ATTENTION, Stage
@@ -39,7 +38,7 @@ from .trainer import generator_for
 from .vae import picture_of, psnr
 
 SAMPLING_STEPS = 8
-"""Euler steps of sheets and roll-outs; at the tiny model's size more of them change nothing."""
+"""Euler steps of sheets; at the tiny model's size more of them change nothing."""
 
 SHEET_ROWS = 4
 """Clips that a sheet shows; its figures are means of more."""
@@ -228,12 +227,6 @@ def sampled(network: ControlledBackbone, noise: Tensor, given: Conditions, steps
     return latents
 
 
-def video_noise(source: ClipSource, seed: int, videos: Sequence[int]) -> Tensor:
-    """The noise [B, 16, f, h, w] that a roll-out makes all clips of a video from (P1 section 3.2), by the video's number."""
-    shape = (1, 16, 1 + (source.frames - 1) // 4, source.height // 8, source.width // 8)
-    return torch.cat([gaussian(clip_seed(seed, number), shape) for number in videos])
-
-
 def tiny_network(backbone: WanConfig, control: DualControlConfig) -> ControlledBackbone:
     """Fresh weights for joint training: torch's usual ones, and zero where the control network meets the backbone.
 
@@ -300,7 +293,6 @@ class ControlTask:
         self.stage, self.network, self.latents, self.held_out = stage, network, latents, held_out
         self.codec, self.text = codec, text
         self.past = np.array([latents.source.past(row) for row in range(len(latents.source))])
-        self.videos = np.cumsum(self.past == 0) - 1
         self.schedules = [training_schedule(shift=shift) for shift in stage.timesteps.shifts]
         require_gradients(network, stage.learns)
         if stage.checkpointing:
@@ -320,16 +312,12 @@ class ControlTask:
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         rows, history = self.chosen(step, generator)
-        shown = [self.shown(row, step, generator, history) for row in rows]
+        shown = [self.shown(row, step, generator) for row in rows]
         draws = [self._timestep(generator) for _ in rows]
         timestep, sigma, weight = (torch.cat(values) for values in zip(*draws, strict=True))
         data = self.latents.clean.kept("video", rows)
-        flags = torch.tensor([clip.degraded for clip in shown]) if self._weakens_starts else None
+        flags = torch.tensor([clip.degraded for clip in shown]) if self.stage.first_frame is not None else None
         noise = torch.randn(data.shape, generator=generator)
-        rolled = [place for place, clip in enumerate(shown) if clip.start == ROLLED_OUT]
-        if rolled:  # what was made from a video's noise is met by the same noise again, in generation too
-            videos = [int(self.videos[rows[place]]) for place in rolled]
-            noise[rolled] = video_noise(self.latents.source, self.stage.training.seed, videos)
         return Batch(read_shown(self.latents, shown, history, self.text), data, noise, timestep, sigma, weight, flags)
 
     def losses(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -384,32 +372,23 @@ class ControlTask:
         places = torch.randint(len(rows), (self.stage.clips,), generator=generator)
         return rows[places.numpy()].tolist(), length
 
-    def shown(self, row: int, step: int, generator: torch.Generator, history: int) -> Shown:
-        """How a clip is shown at a step of the training, with so many frames of history.
-
-        A clip without history begins a video, from the frame that was given: what a model made always comes with a history.
-        """
+    def shown(self, row: int, step: int, generator: torch.Generator) -> Shown:
+        """How a clip is shown at a step of the training."""
         stage, wanted = self.stage, self.latents.wanted
         variant = int(torch.randint(stage.variants, (), generator=generator))
         dense, sparse = choose(((1, 1), (1, 0), (0, 1), (0, 0)), list(vars(stage.streams).values()), generator)
         strength = draw_dense_strength(stage.dense_features, generator)
-        rolled_out = chance(stage.rolled_out, generator) and history > 0 and self.past[row] > 0
         weak_start = stage.first_frame is not None and chance(stage.first_frame.probability, generator)
         weak_depth = stage.depth is not None and chance(stage.depth.probability, generator)
         phased_in = stage.depth is not None and step >= depth_degradation_begins(stage.depth, stage.training.steps)
         return Shown(
             row,
-            start=ROLLED_OUT if rolled_out else variant if weak_start else None,
+            start=variant if weak_start else None,
             depth=variant if weak_depth and phased_in else None,
-            degraded=rolled_out or weak_start and is_degraded(wanted.frame_operators(row, variant)),
+            degraded=weak_start and is_degraded(wanted.frame_operators(row, variant)),
             dense=dense * strength,
             sparse=float(sparse),
         )
-
-    @property
-    def _weakens_starts(self) -> bool:
-        """Whether start frames are ever shown degraded."""
-        return self.stage.first_frame is not None or self.stage.rolled_out > 0
 
     def _timestep(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Timestep, sigma and loss weight of a clip, [1] each."""

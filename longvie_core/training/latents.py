@@ -49,11 +49,8 @@ COMMIT_SECONDS = 20.0
 Vision = Callable[[np.ndarray], Tensor]
 """CLIP vision features [1, 257, 1280] of a picture uint8 [H, W, 3]."""
 
-ROLLED_OUT = "rolled"
-"""The variant of start frames and histories that a model made itself."""
-
-Variant = int | str | None
-"""Number of a degraded variant, :data:`ROLLED_OUT`, or ``None`` for the clip as it is."""
+Variant = int | None
+"""Number of a degraded variant, or ``None`` for the clip as it is."""
 
 
 # ---- the VAE
@@ -162,13 +159,6 @@ class LatentTable:
         self.folder, self.rows = folder, rows
         self._open: dict[str, tuple[np.memmap, np.memmap]] = {}
         self._written: list[tuple[str, int]] = []
-
-    def clear(self) -> None:
-        """Forget everything, files included; only one process at a time."""
-        self._open.clear()
-        self._written.clear()
-        for path in self.folder.glob("*.npy"):
-            path.unlink()
 
     def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Make room for tensors of these shapes; only one process at a time."""
@@ -414,7 +404,7 @@ def _degraded_alone(start: Start, frames: Tensor, codec: TrainingCodec) -> Tenso
 
 
 class ClipLatents:
-    """All latents of a source's clips, clean, degraded and rolled out (:mod:`.rollouts`).
+    """All latents of a source's clips, clean and degraded.
 
     Args:
         source: whose.
@@ -429,7 +419,6 @@ class ClipLatents:
         self.source, self.wanted = source, wanted
         self.folder = folder / _short_hash([source.identity, geometry, encoder])
         self.clean = LatentTable(self.folder, source.capacity)
-        self.rolled = LatentTable(self.folder / ROLLED_OUT, source.capacity)
         variants = self.folder / wanted.degraded_key(regenerator)
         self.degraded = [
             LatentTable(variants / str(variant), source.capacity) for variant in range(wanted.variants if self._degrades else 0)
@@ -441,9 +430,7 @@ class ClipLatents:
 
     def table(self, variant: Variant) -> LatentTable:
         """Where a variant's tensors are; ``None`` = the clean ones."""
-        if variant is None:
-            return self.clean
-        return self.rolled if variant == ROLLED_OUT else self.degraded[variant]
+        return self.clean if variant is None else self.degraded[variant]
 
     def reserve(self) -> None:
         """Make the files; only one process at a time."""
@@ -451,10 +438,6 @@ class ClipLatents:
         self.clean.reserve(clean)
         for table in self.degraded:
             table.reserve(degraded)
-
-    def reserve_rolled(self) -> None:
-        """Make the files of a roll-out; only one process at a time."""
-        self.rolled.reserve(self._start_shapes())
 
     def fill(
         self,
@@ -492,20 +475,6 @@ class ClipLatents:
     def missing(self, rows: Sequence[int]) -> int:
         """How many of these clips lack something."""
         return int(self._lacking(rows).sum())
-
-    def missing_rolled(self, rows: Sequence[int]) -> int:
-        """How many of these clips that do not begin a video lack something of a roll-out."""
-        return int(self._lack(self.rolled, self._start_shapes(), [row for row in rows if self.source.past(row)]).sum())
-
-    def require_rolled(self) -> None:
-        """Refuse to go on without a whole roll-out.
-
-        Raises:
-            ValueError: clips are missing.
-        """
-        missing = self.missing_rolled(range(len(self.source)))
-        if missing:
-            raise ValueError(f"{missing} training clips are not rolled out: run 'roll-out' first, or set rolled_out to 0")
 
     def _lacking(self, rows: Sequence[int]) -> np.ndarray:
         """Which of these clips lack something, bool [len(rows)]."""

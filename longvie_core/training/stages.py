@@ -85,8 +85,6 @@ class Stage:
         depth: data-level degradation of depth; ``None`` = never.
         first_frame: degradation of the start frame and the history; ``None`` = never.
         histories: lengths of the history in frames, all alike likely; a batch has one length.
-        rolled_out: share of the clips, among those shown with a history of their video, whose start frame and history are the
-            model's own from a roll-out. Ours: the papers only imitate these, by VAE trips and noise-then-denoise.
         variants: degraded variants that are kept of each clip.
         weights: dtype of the exported weights, a name of torch's.
         checkpointing: recompute activations in the backward pass.
@@ -108,7 +106,6 @@ class Stage:
     depth: DepthDegradation | None = None
     first_frame: FrameDegradation | None = None
     histories: tuple[int, ...] = (0,)
-    rolled_out: float = 0.0
     variants: int = 1
     weights: str = "bfloat16"
     checkpointing: bool = True
@@ -122,8 +119,6 @@ class Stage:
             raise ValueError("clips, variants and sheet_clips must be at least 1")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights {self.weights!r} are none of {', '.join(WEIGHTS)}")
-        if not 0 <= self.rolled_out <= 1:
-            raise ValueError(f"rolled_out is {self.rolled_out}: a share lies in 0 .. 1")
         if not set(self.histories) <= set(range(18)) or 0 not in self.histories:
             raise ValueError(f"histories {self.histories} must be within 0 .. 17 and have 0, for clips that begin a video")
         if self.sheet_history not in self.histories:
@@ -192,15 +187,15 @@ TINY_ROBUST = replace(
     clips=32,
     optimiser=replace(TINY_JOINT.optimiser, rate=2.5e-4, matrix_rate=0.002),
     dense_features=FeatureDegradation(),
-    rolled_out=0.8,
+    first_frame=FrameDegradation(probability=0.6, round_trip_share=1.0),
     loss=LossWeights(first_frames=(), low_pass=0.0, high_pass=0.0, history=0.0),
 )
-"""Ours, after P2's third stage: control network and self-attention learn starts and histories as long videos have them.
+"""Ours, after P2's third stage: control network and self-attention learn starts and histories that have been through the VAE.
 
 Batches are as small as a CPU's core likes them. P2's loss terms are left out: its weights of the first latent frames are made
 for clips of 21, and would all but silence the 5 that these clips have."""
 
-TINY_PLAIN = replace(TINY_ROBUST, dense_features=NO_FEATURE_DEGRADATION, rolled_out=0.0)
+TINY_PLAIN = replace(TINY_ROBUST, dense_features=NO_FEATURE_DEGRADATION, first_frame=None)
 """The ablation of :data:`TINY_ROBUST`: as long, of pictures as they are."""
 
 STAGES = MappingProxyType(

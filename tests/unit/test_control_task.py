@@ -31,7 +31,7 @@ from longvie_core.training.control_task import (
 )
 from longvie_core.training.data import SceneClips
 from longvie_core.training.degradation import DepthDegradation, FrameDegradation, is_degraded
-from longvie_core.training.latents import ROLLED_OUT, ClipLatents, TrainingCodec, Wanted
+from longvie_core.training.latents import ClipLatents, TrainingCodec, Wanted
 from longvie_core.training.losses import flow_matching
 from longvie_core.training.scenes import SceneSet, SceneSettings, open_set
 from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
@@ -204,7 +204,7 @@ def test_clips_have_the_history_of_their_step(latents: ClipLatents, codec: Train
 def test_clips_are_degraded_as_often_as_the_stage_says(latents: ClipLatents, codec: TrainingCodec) -> None:
     task = task_of(latents, codec)
     count = 2000
-    late = [task.shown(3, 49, generator_for(1, number), 5) for number in range(count)]
+    late = [task.shown(3, 49, generator_for(1, number)) for number in range(count)]
     sigma = (0.25 / count) ** 0.5
     assert abs(sum(clip.start is not None for clip in late) / count - 0.5) < 4 * sigma
     assert abs(sum(clip.depth is not None for clip in late) / count - 0.5) < 4 * sigma
@@ -217,21 +217,9 @@ def test_clips_are_degraded_as_often_as_the_stage_says(latents: ClipLatents, cod
     for clip in late:  # no round trip at all is no degradation
         drawn = clip.start is not None and is_degraded(latents.wanted.frame_operators(3, clip.start))
         assert clip.degraded == drawn
-    early = [task.shown(3, 32, generator_for(1, number), 5) for number in range(200)]
+    early = [task.shown(3, 32, generator_for(1, number)) for number in range(200)]
     assert all(clip.depth is None for clip in early)
-    assert any(task.shown(3, 33, generator_for(1, number), 5).depth is not None for number in range(50))  # 2/3 of 50 steps
-
-
-def test_half_of_the_clips_with_a_history_start_from_a_roll_out(latents: ClipLatents, codec: TrainingCodec) -> None:
-    stage = replace(STAGE, rolled_out=0.5, first_frame=None)
-    task = object.__new__(ControlTask)  # its check that a roll-out is there is not what this is about
-    task.stage, task.latents, task.past = stage, latents, np.array([0, 16])
-    shown = [task.shown(1, 0, generator_for(2, number), 5) for number in range(1000)]
-    rolled = [clip for clip in shown if clip.start == ROLLED_OUT]
-    assert abs(len(rolled) / 1000 - 0.5) < 4 * (0.25 / 1000) ** 0.5
-    assert all(clip.degraded == (clip.start == ROLLED_OUT) for clip in shown)
-    for row, history in ((0, 1), (1, 0)):  # a video's first clip, and one that is shown as if it were
-        assert all(task.shown(row, 0, generator_for(2, number), history).start is None for number in range(50))
+    assert any(task.shown(3, 33, generator_for(1, number)).depth is not None for number in range(50))  # 2/3 of 50 steps
 
 
 def test_conditions_come_from_the_drawn_variants(latents: ClipLatents) -> None:
@@ -389,7 +377,7 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     run = ["train", "tiny-joint", str(tmp_path / "run")]
     assert main([*run, *common]) == 1
     assert "run 'prepare' first" in capsys.readouterr().err
-    assert main(["prepare", "tiny-joint", *common]) == 0
+    assert main(["prepare", "tiny-joint", *common, "--batch", "5", "--workers", "1"]) == 0
     assert main([*run, *common]) == 0
     assert read_backbone(tmp_path / "run" / "export" / "backbone.safetensors")[0] == BACKBONE
     assert main(["train", "control", str(tmp_path / "other"), *common]) == 1
@@ -397,6 +385,12 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     assert main(["prepare", "tiny-joint", *common, "--set", "nothing=1"]) == 1
     assert "no setting 'nothing'" in capsys.readouterr().err
     assert CONTROL.learns == CONTROL_ONLY
+
+
+def test_only_rendered_scenes_are_mirrored(tmp_path: Path, capsys) -> None:
+    common = ["--clips", str(tmp_path), "--held-out", str(tmp_path), "--cache", str(tmp_path), "--vae", str(tmp_path)]
+    assert main(["prepare", "tiny-joint", *common, "--mirrored"]) == 1
+    assert "only these can be mirrored: leave out --mirrored" in capsys.readouterr().err
 
 
 def test_the_papers_stages_follow_one_another(folder: Path, latents: ClipLatents, tmp_path: Path, monkeypatch) -> None:

@@ -94,9 +94,8 @@ def test_the_papers_numbers() -> None:
 
 def test_settings_are_changed_by_name() -> None:
     changes = {"training.steps": 7, "first_frame.probability": 1, "histories": [0, 5], "sheet_history": 5, "depth": None}
-    stage = changed(HISTORY, {**changes, "rolled_out": 1})
+    stage = changed(HISTORY, changes)
     assert stage.training.steps == 7 and stage.training.log_every == HISTORY.training.log_every
-    assert stage.rolled_out == 1.0 and isinstance(stage.rolled_out, float)
     assert stage.first_frame.probability == 1.0 and isinstance(stage.first_frame.probability, float)
     assert stage.histories == (0, 5) and stage.depth is None
     assert changed(stage, {"optimiser.betas": [0.9, 0.95]}).optimiser.betas == (0.9, 0.95)
@@ -116,7 +115,6 @@ def test_settings_are_changed_by_name() -> None:
         ("histories", [0, 30], "within 0 .. 17"),
         ("sheet_history", 20, "not among the histories"),
         ("first_frame.probability", 2.0, "a probability lies in 0 .. 1"),
-        ("rolled_out", 1.5, "rolled_out is 1.5: a share lies in 0 .. 1"),
         ("weights", "int8", "weights 'int8' are none of float32, float16, bfloat16"),
     ],
 )
@@ -129,13 +127,14 @@ def test_the_tiny_models_stages_differ_in_what_they_are_there_for() -> None:
     assert TINY_JOINT.learns != TINY_ROBUST.learns == HISTORY.learns
     for stage in (TINY_JOINT, TINY_PLAIN):  # pictures as they are
         assert stage.depth is stage.first_frame is None
-        assert stage.rolled_out == stage.dense_features.probability == 0
+        assert stage.dense_features.probability == 0
     robust = TINY_ROBUST
-    assert robust.rolled_out == 0.8 and robust.dense_features == CONTROL.dense_features
-    assert robust.depth is robust.first_frame is None
+    assert robust.dense_features == CONTROL.dense_features and robust.depth is None
+    assert (robust.first_frame.probability, robust.first_frame.round_trip_share) == (0.6, 1.0)
+    assert robust.first_frame.round_trips == HISTORY.first_frame.round_trips
     # P2's weights of the first latent frames would silence three of the five that these clips have.
     assert robust.loss == LossWeights(first_frames=(), low_pass=0, high_pass=0, history=0)
-    assert replace(TINY_PLAIN, rolled_out=0.8, dense_features=robust.dense_features) == TINY_ROBUST
+    assert replace(TINY_PLAIN, first_frame=robust.first_frame, dense_features=robust.dense_features) == TINY_ROBUST
     assert TINY_JOINT.streams == TINY_ROBUST.streams and TINY_JOINT.histories == TINY_ROBUST.histories == (0, 5, 8, 9)
 
 
