@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import send_to_device, set_seed
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -171,15 +173,17 @@ def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | N
     accelerator.init_trackers("longvie")
     set_seed(settings.seed)
     torch.backends.cudnn.benchmark = True  # the shapes of batches repeat
-    network = accelerator.prepare(task.network)
+    plain = task.network  # keeps its place inside whatever accelerate wraps around it, and never waits for other processes
+    network = accelerator.prepare(plain)
     optimizers = task.optimizers()
     if settings.shared_state and accelerator.num_processes > 1:
         optimizers = [_shared(optimizer) for optimizer in optimizers]
     optimizers = [accelerator.prepare(optimizer, device_placement=[False]) for optimizer in optimizers]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, settings.rate) for optimizer in optimizers]
-    average = Average(accelerator.unwrap_model(network), settings.average)
+    average = Average(plain, settings.average)
     accelerator.register_for_checkpointing(average, *schedules)
-    accelerator.register_save_state_pre_hook(_without_frozen)
+    accelerator.register_save_state_pre_hook(partial(_save_learnt, plain))
+    accelerator.register_load_state_pre_hook(partial(_load_learnt, plain))
     first = _resume(accelerator, folder)
     last = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
     batches = _batches(task, settings, accelerator, first, last)
@@ -192,21 +196,20 @@ def train(task: Task, settings: TrainSettings, folder: Path, stop_after: int | N
         return {name: value.detach() for name, value in terms.items()}
 
     if settings.graphs and accelerator.device.type == "cuda":
-        gradients = GraphedLosses(gradients, [value for _, value in _trainable(network)])
+        gradients = GraphedLosses(gradients, [value for _, value in _trainable(plain)])
     for step in range(first, last):
         terms = _step(accelerator, gradients, network, optimizers, settings, step, batches)
         for schedule in schedules:
             schedule.step()
-        average.update(accelerator.unwrap_model(network))
+        average.update(plain)
         done = step + 1
         if done % settings.log_every == 0 or done == last:
             accelerator.log({**terms, "rate": settings.rate(step)}, step=done)
         if done % settings.sheet_every == 0 or done == settings.steps:
-            _sheet(accelerator, task, network, average, folder, done)
+            _sheet(accelerator, task, average, folder, done)
         if done % settings.checkpoint_every == 0 or done == last:
             _checkpoint(accelerator, folder, done)
     if last == settings.steps and accelerator.is_main_process:
-        plain = accelerator.unwrap_model(network)
         average.swap(plain)
         task.export(plain, folder / "export")
         average.swap(plain)
@@ -276,16 +279,13 @@ def _step(
 
 
 @torch.no_grad()
-def _sheet(
-    accelerator: Accelerator, task: Task, network: nn.Module, average: Average, folder: Path, step: int
-) -> None:
+def _sheet(accelerator: Accelerator, task: Task, average: Average, folder: Path, step: int) -> None:
     if not accelerator.is_main_process:
         return
-    plain = accelerator.unwrap_model(network)
-    average.swap(plain)
+    average.swap(task.network)
     with accelerator.autocast():
-        picture, figures = task.sheet(plain)
-    average.swap(plain)
+        picture, figures = task.sheet(task.network)
+    average.swap(task.network)
     (folder / "sheets").mkdir(exist_ok=True)
     Image.fromarray(picture).save(folder / "sheets" / f"{step:07d}.png")
     accelerator.log(dict(figures), step=step)
@@ -311,7 +311,7 @@ def _resume(accelerator: Accelerator, folder: Path) -> int:
     found = _checkpoints(folder)
     if not found:
         return 0
-    accelerator.load_state(str(found[-1]), strict=False)  # what is frozen is not in it
+    accelerator.load_state(str(found[-1]))
     return int(json.loads((found[-1] / STATE).read_text(encoding="utf-8"))["step"])
 
 
@@ -326,12 +326,25 @@ def _shared(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return SharedAdamW(group["params"], torch.optim.AdamW, **settings)
 
 
-def _without_frozen(networks: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
-    """Leave out of a checkpoint what is not learnt: of a large backbone that would be most of it, every time."""
-    for network, state in zip(networks, weights, strict=False):  # sharded networks are saved otherwise: no weights here
-        for name, value in network.named_parameters():
-            if not value.requires_grad:
-                state.pop(name, None)
+def _save_learnt(plain: nn.Module, _networks: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
+    """Save what is learnt under its own names, however the network is wrapped, so that another number of processes can go on.
+
+    What is not learnt is left out: of a large backbone that would be most of a checkpoint, every time.
+    """
+    frozen = {name for name, value in plain.named_parameters() if not value.requires_grad}
+    for state in weights:
+        state.clear()
+        state.update({name: value for name, value in plain.state_dict().items() if name not in frozen})
+
+
+def _load_learnt(plain: nn.Module, networks: list[nn.Module], folder: str) -> None:
+    """The counterpart of :func:`_save_learnt`."""
+    found = load_file(Path(folder) / "model.safetensors")
+    missing = sorted({name for name, _ in _trainable(plain)} - found.keys())
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} of the weights that are learnt, {missing[0]} for one: start a new run")
+    plain.load_state_dict(found, strict=False)
+    networks.clear()  # nothing is left for accelerate to load
 
 
 def _trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:

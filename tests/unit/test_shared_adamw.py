@@ -27,6 +27,7 @@ class Task:
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
         self.network[0].bias.requires_grad_(False)
+        self.network.register_buffer("constant", torch.ones(1))  # processes that are wrapped together exchange buffers
 
     def optimizers(self):
         return [torch.optim.AdamW([value for value in self.network.parameters() if value.requires_grad], lr=0.01)]
@@ -38,7 +39,7 @@ class Task:
         return {"error": (network(batch) - batch[:, :2]).square().mean()}
 
     def sheet(self, network):
-        return np.zeros((1, 1, 3), np.uint8), {}
+        return np.zeros((1, 1, 3), np.uint8), {"mean": float(network(torch.ones(1, 4)).mean())}
 
     def export(self, network, folder):
         folder.mkdir()
@@ -46,16 +47,17 @@ class Task:
 
 
 PartialState(cpu=True)
-settings = TrainSettings(steps=12, average=0.5, checkpoint_every=4, shared_state=sys.argv[2] == "shared")
+settings = TrainSettings(steps=12, average=0.5, checkpoint_every=4, sheet_every=4, shared_state=sys.argv[2] == "shared")
 train(Task(), settings, Path(sys.argv[1]), int(sys.argv[3]) or None)
 """
 
 
-def run_in_two_processes(folder: Path, state: str, stop_after: int = 0) -> None:
+def run_in_two_processes(folder: Path, state: str, stop_after: int = 0, compiled: bool = False) -> None:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", script]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment["ACCELERATE_DYNAMO_BACKEND"] = "EAGER" if compiled else "NO"
     done = subprocess.run(
         [*command, folder, state, str(stop_after)], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
@@ -73,3 +75,13 @@ def test_two_processes_with_shared_state_learn_the_same(tmp_path: Path) -> None:
     checkpoint = tmp_path / "parts" / "checkpoint_0000012"
     assert (checkpoint / "random_states_1.pkl").is_file()  # there were two
     assert not [name for name in load_file(checkpoint / "model.safetensors") if name.endswith("0.bias")]  # it is frozen
+
+
+@pytest.mark.skipif(os.name == "nt", reason="torch's gloo processes are started by torchrun, which Windows lacks")
+def test_compiled_processes_make_sheets_and_go_on_uncompiled(tmp_path: Path) -> None:
+    run_in_two_processes(tmp_path / "plain", "own")
+    run_in_two_processes(tmp_path / "parts", "own", stop_after=5, compiled=True)
+    run_in_two_processes(tmp_path / "parts", "own")
+    plain, parts = (load_file(tmp_path / name / "export" / "weights.safetensors") for name in ("plain", "parts"))
+    for key, value in plain.items():
+        assert value.equal(parts[key])

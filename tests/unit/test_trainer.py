@@ -73,6 +73,14 @@ def test_cut_off_and_resumed_equals_uninterrupted(tmp_path: Path, stops: tuple[i
     np.testing.assert_array_equal(*exported)
 
 
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(Line(), settings(), tmp_path, 20)
+    other = Line()
+    other.network = nn.Sequential(other.network)
+    with pytest.raises(ValueError, match=r"checkpoint_0000020 lacks 1 of the weights that are learnt, 0\.weight for one"):
+        train(other, settings(), tmp_path)
+
+
 def test_a_crash_falls_back_to_the_last_whole_checkpoint(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole")
     train(Line(), settings(), tmp_path / "cut", 20)
