@@ -159,8 +159,8 @@ architecture of LongVie with 8 million weights (16 MB), trained by this pack's o
 ## What to expect
 It has seen rendered scenes alone: balls and boxes on a patterned ground, filmed by a moving camera, **96x64** and **17 frames**
 a clip. On such controls the video moves as they do, small and soft; real footage and other sizes are beyond it. It was
-trained without text, so there is no text encoder, and prompts are not read. 8 steps, shift 5, CFG 1, 8 frames of history and
-colours anchored to clip 1 at 0.3 are the settings that it was measured with.
+trained without text, so there is no text encoder, and prompts are not read. 8 steps, shift 5, CFG 1 and 8 frames of history
+are the settings that it was measured with.
 
 ## 1. Control clips
 In the folder of this pack, with ComfyUI's Python:
@@ -180,8 +180,7 @@ weights (16 MB), trained by this pack's own trainer.
 LongVie-Tiny has seen rendered scenes alone: balls and boxes on a patterned ground, filmed by a moving camera, **96x64** and
 **17 frames** a clip, with exact depth and exact tracks. Of your own video it makes something soft that moves with it, no
 likeness; the two previews show the controls as they are. It was trained without text, so there is no text encoder, and
-prompts are not read. 8 steps, shift 5, CFG 1, 8 frames of history, colours anchored to clip 1 at 0.3 and a grid of 8 are the
-settings that it was measured with.
+prompts are not read. 8 steps, shift 5, CFG 1, 8 frames of history and a grid of 8 are the settings that it was measured with.
 
 ## 1. Your video
 Choose it in *Driving video* (or upload it there). It also gives the first frame: *Trim Video* keeps a tenth of a second, so

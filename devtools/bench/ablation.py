@@ -91,10 +91,6 @@ METRICS = {
 }
 
 
-ANCHOR = AnchorSettings("pixels", 0.3)
-"""As in the workflows of the tiny model; neither paper has it."""
-
-
 @dataclass(frozen=True)
 class Variant:
     """One way to make the videos.
@@ -104,7 +100,7 @@ class Variant:
         per_clip: normalise depth by each clip's own percentiles; the tracks' z follows, as it is read from the dense control.
         strengths: of the control streams.
         degradation: the network that was trained with it, or the other one.
-        anchor: how later clips are held to the first one's colours.
+        anchor: how later clips are held to the first one's colours; neither paper has it.
         papers: their figures, with this answer and without; empty where they have no such row.
         measured: those of our metrics that they report themselves; for the others their sign is that of the VBench dimensions.
     """
@@ -113,7 +109,7 @@ class Variant:
     per_clip: bool = False
     strengths: Strengths = field(default_factory=Strengths)
     degradation: bool = True
-    anchor: AnchorSettings = ANCHOR
+    anchor: AnchorSettings = field(default_factory=AnchorSettings)
     papers: str = ""
     measured: tuple[str, ...] = ()
 
@@ -138,7 +134,7 @@ VARIANTS = {
     ),
     "sparse only": Variant(strengths=Strengths(0, 1)),
     "no control": Variant(strengths=Strengths(0, 0)),
-    "no colour anchoring": Variant(anchor=AnchorSettings()),
+    "colour anchoring": Variant(anchor=AnchorSettings("pixels", 0.3)),
     UNDEGRADED: Variant(
         degradation=False, papers="P1: S.C. 87.12 -> 86.99, B.C. 91.76 -> 91.50, A.Q. 55.31 -> 53.95, I.Q. 64.91 -> 63.67"
     ),
@@ -311,7 +307,7 @@ def make_video(
     controls: Controls,
     noise: UnifiedNoise,
     backend: DiffusersBackend,
-    anchor: AnchorSettings = ANCHOR,
+    anchor: AnchorSettings | None = None,
 ) -> np.ndarray:
     """The first ``clips`` clips by the real loop, stitched, each shared frame once: uint8 [T, H, W, 3].
 
@@ -660,7 +656,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=12, help="clips a video")
     parser.add_argument(
         "--variants",
-        help=f"of: {', '.join(VARIANTS)}; {FULL!r} is always made. By default all, {UNDEGRADED!r} where its network is there",
+        default=",".join(VARIANTS),
+        help=f"of: {', '.join(VARIANTS)}; {FULL!r} is always made. By default all",
     )
     parser.add_argument("--processes", type=int, default=1, help="scenes at a time, a thread each")
     parser.add_argument("--sheet", type=Path, help=f"write the first {SHEET_SCENES} scenes' pictures here (png, jpg)")
@@ -671,11 +668,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         kind = _optional_path if optional else Path
         parser.add_argument(f"--{one.name.replace('_', '-')}", type=kind, default=one.default, help=f"{note}; %(default)s")
     options = parser.parse_args(arguments)
-    if options.variants is None:
-        absent = options.undegraded_control == Weights.undegraded_control and not options.undegraded_control.is_file()
-        chosen = [name for name in VARIANTS if name != UNDEGRADED or not absent]
-    else:
-        chosen = [name.strip() for name in options.variants.split(",")]
+    chosen = [name.strip() for name in options.variants.split(",")]
     unknown = set(chosen) - set(VARIANTS)
     if unknown:
         parser.error(f"no variant is called {min(unknown)!r}: choose of {', '.join(VARIANTS)}")

@@ -62,7 +62,7 @@ def copy_scene(host: Host, name: str) -> Path:
 
 
 def tiny_workflow(run_name: str, *, previews: bool = False, **changes: dict[str, Any]) -> Prompt:
-    """The tiny workflow at the tests' size with random weights, without colour anchoring, its loop's report shown.
+    """The tiny workflow at the tests' size with random weights, its loop's report shown.
 
     Args:
         run_name: of the loop.
@@ -75,7 +75,6 @@ def tiny_workflow(run_name: str, *, previews: bool = False, **changes: dict[str,
         prompt = {key: node for key, node in prompt.items() if node["class_type"] not in shown}
     set_inputs(prompt, "LongVieLoadClips", folder=SCENE, width=WIDTH, height=HEIGHT)
     set_inputs(prompt, "LongVieSigmas", steps=STEPS)
-    set_inputs(prompt, "LongVieMultimodalSampler", anchor="off", anchor_strength=0.0)
     set_inputs(prompt, "LongVieClipLoop", run_name=run_name)
     for node, inputs in changes.items():
         set_inputs(prompt, f"LongVie{node}", **inputs)
