@@ -229,6 +229,16 @@ def test_numbers_that_json_does_not_know_become_null() -> None:
     assert ablation.jsonable(value) == {"a": [None, 1.2346], "b": None, "c": None, "d": "text", "e": True}
 
 
+def test_both_shipped_networks_are_of_one_backbone() -> None:
+    shipped = Weights()
+    trained = ablation.load_networks(shipped.backbone, shipped.overlay, shipped.control)
+    undegraded = ablation.load_networks(shipped.backbone, shipped.undegraded_overlay, shipped.undegraded_control)
+    for ours, theirs, learnt in zip(trained, undegraded, (".attn1.", ""), strict=True):
+        other = theirs.state_dict()
+        changed = {name for name, value in ours.state_dict().items() if not torch.equal(value, other[name])}
+        assert changed and all(learnt in name for name in changed)
+
+
 class TestCommand:
     def options(self, weights: Weights) -> list[str]:
         return [part for name, path in vars(weights).items() for part in (f"--{name.replace('_', '-')}", str(path or "none"))]
