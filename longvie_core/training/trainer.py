@@ -327,7 +327,7 @@ def _shared(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _save_learnt(plain: nn.Module, _networks: list[nn.Module], weights: list[dict[str, Tensor]], _folder: str) -> None:
-    """Save what is learnt under its own names, however the network is wrapped, so that another number of processes can go on.
+    """Save what is learnt under its own names, however the network is wrapped: a compiled run may go on uncompiled.
 
     What is not learnt is left out: of a large backbone that would be most of a checkpoint, every time.
     """
