@@ -16,10 +16,12 @@ import numpy as np
 from PIL import Image
 
 from devtools.demo import FPS, GRID, SCENE, SPEED, scene_plan
-from longvie_core.clips import ClipPlan
-from longvie_core.video import probe, read_frames
-from longvie_core.world import make_scene, render_frames
-from longvie_core.world_clips import write_scene_clips
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
+from longvie_core.world.clips import write_scene_clips
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 ENLARGED = 2
 QUALITY = 85

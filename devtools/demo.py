@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from devtools.host import Host, HostError, PromptRejected
-from longvie_core.clips import ClipPlan
-from longvie_core.control.signal import load_clips_folder
-from longvie_core.video import probe
-from longvie_core.world import make_scene
-from longvie_core.world_clips import TrackGrid, write_scene_clips
+from longvie_core.control.clips_folder import load_clips_folder
+from longvie_core.media.probe import probe
+from longvie_core.plan import ClipPlan
+from longvie_core.world.clips import TrackGrid, write_scene_clips
+from longvie_core.world.scene import make_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / ".host" / "longvie-tiny"

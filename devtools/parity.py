@@ -19,9 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longvie_core.autoregress import Carry, ClipInputs, HistorySettings, generate, initial_latents, sample_euler
-from longvie_core.clips import ClipPlan
-from longvie_core.conditioning import (
+from longvie_core.control.normalize import normalize, to_uint8
+from longvie_core.control.percentiles import global_percentiles
+from longvie_core.control.tracks.draw import cover_resize, depth_to_z, render_tracks
+from longvie_core.model.clip import ClipInputs, HistorySettings
+from longvie_core.model.conditioning import (
     control_condition,
     encoded_history_frames,
     first_frame_then_grey,
@@ -30,12 +32,12 @@ from longvie_core.conditioning import (
     image_condition,
     pixels_from_uint8,
 )
-from longvie_core.control.normalize import global_percentiles, normalize, to_uint8
-from longvie_core.control.render import cover_resize, depth_to_z, render_tracks
-from longvie_core.dual_control import DualControl, DualControlConfig, torch_dual_control, velocity
-from longvie_core.noise import FIRST_FRAME_SIGMA, UnifiedNoise, gaussian
-from longvie_core.schedule import add_noise, euler_step, nearest_step, shifted, training_weights
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.model.dual_control import DualControl, DualControlConfig, torch_dual_control, velocity
+from longvie_core.model.noise import FIRST_FRAME_SIGMA, UnifiedNoise, gaussian, initial_latents
+from longvie_core.model.schedule import add_noise, euler_step, nearest_step, sample_euler, shifted, training_weights
+from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.plan import ClipPlan
+from longvie_core.run.loop import Carry, generate
 
 F64_TOLERANCE = 1e-9
 F32_TOLERANCE = 2e-5
@@ -116,7 +118,7 @@ Forward = Callable[[Tensors, float, Tensor | None, bool], Tensor]
 
 
 def network_rows(golden: Path, name: str, dtype: torch.dtype, tolerance: float) -> Iterator[Row]:
-    """The forward of ``longvie_core.wan`` with and without history, control and batch."""
+    """The forward of ``longvie_core.model.wan`` with and without history, control and batch."""
     config = read_json(golden / "dual.json")[name]["config"]
     backbone, control = load_network(golden, name, config, dtype)
     suffix = {torch.float64: "f64", torch.float32: "f32"}[dtype]
@@ -474,7 +476,7 @@ class PlainCodec:
 
 
 class PlainBackend(PlainCodec):
-    """A :class:`longvie_core.autoregress.ClipBackend` on plain torch, for the golden loop."""
+    """A :class:`longvie_core.model.clip.ClipBackend` on plain torch, for the golden loop."""
 
     def __init__(self, backbone: WanModel, control: DualControl, tensors: Tensors, sigmas: Tensor, cfg: float) -> None:
         super().__init__(FakeVae(tensors))

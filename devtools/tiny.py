@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
 
 LONGVIE_TINY = Path(__file__).resolve().parent.parent / "models" / "longvie-tiny"
 """The trained model, in folders that are named as in ComfyUI's ``models``; the pack shows them to the host."""

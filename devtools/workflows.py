@@ -23,9 +23,10 @@ import numpy as np
 from PIL import Image
 
 from devtools.host import Host
-from longvie_core.clips import ClipPlan
-from longvie_core.world import make_scene, render
-from longvie_core.world_clips import TrackGrid, write_scene_clips
+from longvie_core.plan import ClipPlan
+from longvie_core.world.clips import TrackGrid, write_scene_clips
+from longvie_core.world.render import render
+from longvie_core.world.scene import make_scene
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"

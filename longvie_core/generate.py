@@ -25,22 +25,28 @@ import torch.distributed as dist
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .autoregress import Carry, HistorySettings, generate
-from .clips import TAIL_RULES, ClipPlan
 from .control.check import check_controls
+from .control.clips_folder import load_clips_folder
+from .control.control import Control
 from .control.normalize import write_control
-from .control.signal import KINDS, Control, Signal, load_clips_folder
-from .dual_control import Strengths
-from .files import check_space, text_sha256
-from .noise import NOISE_MODES, UnifiedNoise
-from .prompts import REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for, texts_for
-from .run import ClipKey, Run, clip_parts, clip_range
-from .schedule import SHIFT, STEPS, flow_sigmas
-from .texts import EmbeddingStore
-from .video import stretch
+from .control.raw_depth import KINDS, RawDepth
+from .disk.fingerprints import text_sha256
+from .disk.space import check_space
+from .media.read import stretch
+from .model.clip import ClipStrengths, HistorySettings
+from .model.dual_control import Strengths
+from .model.noise import NOISE_MODES, UnifiedNoise
+from .model.schedule import SHIFT, STEPS, flow_sigmas
+from .plan import TAIL_RULES, ClipPlan
+from .run.keys import ClipKey, clip_parts
+from .run.loop import Carry, generate
+from .run.names import clip_range
+from .run.prompts import REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for, texts_for
+from .run.store import Run
+from .run.text_embeddings import EmbeddingStore
 
 if TYPE_CHECKING:
-    from .backends.diffusers import DiffusersBackend
+    from .backends.diffusers.sampler import DiffusersBackend
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -103,7 +109,7 @@ def render(
     Args:
         folder: of the run; made if it does not exist.
         models, script, sampling: what is rendered. Under ``torchrun`` equal in all processes but for the device.
-        clips: which ones, such as ``3-5`` (:func:`longvie_core.run.clip_range`); empty = all.
+        clips: which ones, such as ``3-5`` (:func:`longvie_core.run.names.clip_range`); empty = all.
         report: takes one line at a time.
 
     Returns:
@@ -238,7 +244,7 @@ class TextStore:
         """Encode and keep; the encoder is gone from memory afterwards."""
         if not texts:
             return
-        from .backends.diffusers import TextEncoder
+        from .backends.diffusers.encoders import TextEncoder
 
         encoder = TextEncoder(self.encoder, dtype=DTYPES[sampling.dtype], device=sampling.device)
         for text in texts:
@@ -343,7 +349,7 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
     return Control.from_video(path, "dense")
 
 
-def open_signal(path: Path, kind: str, fps: Fraction) -> Signal:
+def open_signal(path: Path, kind: str, fps: Fraction) -> RawDepth:
     """Raw depth from a ``.npy`` of float32 [frames, height, width].
 
     Raises:
@@ -355,7 +361,7 @@ def open_signal(path: Path, kind: str, fps: Fraction) -> Signal:
         raise ValueError(f"{path} is no .npy file: {error}") from error
     if len(shape) != 3:
         raise ValueError(f"{path} has the shape {list(shape)}: raw depth is [frames, height, width]")
-    return Signal(path, kind, *shape, fps)
+    return RawDepth(path, kind, *shape, fps)
 
 
 def read_picture(path: Path, plan: ClipPlan) -> np.ndarray:

@@ -9,7 +9,8 @@ from pathlib import Path
 from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, io, ui
 
-from ..longvie_core.run import Run, check_run_name
+from ..longvie_core.run.names import check_run_name
+from ..longvie_core.run.store import Run
 from . import storage
 
 

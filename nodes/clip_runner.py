@@ -10,13 +10,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..longvie_core.autoregress import Carry, ClipResult, TimedBackend, generate
 from ..longvie_core.backends import comfy as backend
-from ..longvie_core.clips import ClipPlan
-from ..longvie_core.control.latents import LatentStore
-from ..longvie_core.control.signal import Control
-from ..longvie_core.noise import UnifiedNoise
-from ..longvie_core.texts import EmbeddingStore
+from ..longvie_core.control.control import Control
+from ..longvie_core.model.noise import UnifiedNoise
+from ..longvie_core.plan import ClipPlan
+from ..longvie_core.run.control_latents import LatentStore
+from ..longvie_core.run.loop import Carry, ClipResult, TimedBackend, generate
+from ..longvie_core.run.text_embeddings import EmbeddingStore
 from . import storage
 from .prompts import PromptSchedule
 

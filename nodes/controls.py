@@ -11,9 +11,10 @@ import numpy as np
 from comfy_api.latest import io
 from PIL import Image
 
-from ..longvie_core.clips import ClipPlan
 from ..longvie_core.control.check import check_controls
-from ..longvie_core.control.signal import MODALITIES, Control, load_clips_folder
+from ..longvie_core.control.clips_folder import load_clips_folder
+from ..longvie_core.control.control import MODALITIES, Control
+from ..longvie_core.plan import ClipPlan
 from . import storage, types
 
 

@@ -12,12 +12,14 @@ import comfy.utils
 from comfy_api.latest import io
 from comfy_extras.nodes_depth_anything_3 import DA3Geometry
 
-from ..longvie_core.clips import ClipPlan
-from ..longvie_core.control.depth import DepthMeter, DepthSource, copy_depth, extract_depth, temporal_flicker
-from ..longvie_core.control.depth_engines import AUX_NETWORKS, DepthArray, ReadyDepthVideo
-from ..longvie_core.control.signal import KINDS, Signal
-from ..longvie_core.files import write_atomically
-from ..longvie_core.framing import FITS, Footage
+from ..longvie_core.control.depth.engine import DepthSource, copy_depth, extract_depth
+from ..longvie_core.control.depth.files import DepthArray, ReadyDepthVideo
+from ..longvie_core.control.depth.meter import DepthMeter, temporal_flicker
+from ..longvie_core.control.depth.networks import AUX_NETWORKS
+from ..longvie_core.control.raw_depth import KINDS, RawDepth
+from ..longvie_core.disk.atomic import write_atomically
+from ..longvie_core.media.footage import FITS, Footage
+from ..longvie_core.plan import ClipPlan
 from . import engines, storage, types
 
 POLARITIES = {"near = white": "white", "near = black": "black"}
@@ -155,7 +157,7 @@ def model_input(files: list[str], tooltip: str) -> io.Input:
 def extracted(footage: Footage, choice: dict, plan: ClipPlan) -> io.NodeOutput:
     """Depth by an engine, from the cache where it was extracted before."""
 
-    def extract(path: Path) -> tuple[Signal, list[str]]:
+    def extract(path: Path) -> tuple[RawDepth, list[str]]:
         engine = engines.depth_engine(choice)
         bar = comfy.utils.ProgressBar(footage.frames)
         before = DepthMeter()
@@ -176,13 +178,13 @@ def extracted(footage: Footage, choice: dict, plan: ClipPlan) -> io.NodeOutput:
 def copied(source: DepthSource, plan: ClipPlan, *made_from: object, numbers: Iterable[int] | None = None) -> io.NodeOutput:
     """Depth that the user already has, as a signal."""
 
-    def copy(path: Path) -> tuple[Signal, list[str]]:
+    def copy(path: Path) -> tuple[RawDepth, list[str]]:
         return copy_depth(source, path, plan.fps, numbers), []
 
     return remembered(copy, [], source.name, source.kind, plan.fps, made_from)
 
 
-def remembered(make: Callable[[Path], tuple[Signal, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
+def remembered(make: Callable[[Path], tuple[RawDepth, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
     """A signal and a report, made by ``make`` unless the cache has them."""
     folder = storage.cached("depth", *made_from, suffix="")
     record = folder / "signal.json"
@@ -195,5 +197,5 @@ def remembered(make: Callable[[Path], tuple[Signal, list[str]]], notes: list[str
         write_atomically(record, lambda part: part.write_text(text, encoding="utf-8"))
     stored = json.loads(record.read_text(encoding="utf-8"))
     fields = stored["signal"]
-    signal = Signal(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
+    signal = RawDepth(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
     return io.NodeOutput(signal, "\n".join([*notes, *stored["notes"]]))

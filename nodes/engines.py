@@ -12,9 +12,11 @@ import torch
 from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
 from comfy_extras.nodes_void import OpticalFlowLoader
 
-from ..longvie_core.control.depth_engines import AuxDepth, TransformersDepth, grey_disparity
-from ..longvie_core.control.parallax import ParallaxDepth
-from ..longvie_core.control.tracks import Tracks, given_tracks
+from ..longvie_core.control.depth.files import grey_disparity
+from ..longvie_core.control.depth.networks import AuxDepth, TransformersDepth
+from ..longvie_core.control.depth.parallax import ParallaxDepth
+from ..longvie_core.control.tracks.types import Tracks
+from ..longvie_core.control.tracks.write import given_tracks
 
 DEPTH_MODELS = "geometry_estimation"
 """The host's model folder for depth networks."""
@@ -31,7 +33,7 @@ PARALLAX = "parallax (no weights)"
 
 
 class HostDepthAnything3:
-    """:class:`~longvie_core.control.depth.DepthEngine` on the host's Depth Anything 3 nodes; its raw depth, un-normalised."""
+    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes; raw, un-normalised."""
 
     kind, window, overlap = "depth", 1, 0
 
@@ -48,7 +50,7 @@ class HostDepthAnything3:
 
 
 class GeometryDepth:
-    """:class:`~longvie_core.control.depth.DepthSource` of a DA3_GEOMETRY; where the network sees sky, depth is infinite."""
+    """:class:`~longvie_core.control.depth.engine.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
 
     kind = "depth"
     name = "DA3_GEOMETRY"
@@ -67,7 +69,7 @@ class GeometryDepth:
 
 
 class ImageDepth:
-    """:class:`~longvie_core.control.depth.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
+    """:class:`~longvie_core.control.depth.engine.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
 
     kind = "disparity"
     name = "the depth images"
@@ -84,7 +86,7 @@ class ImageDepth:
 
 class HostRaft:
     """Optical flow by torchvision's RAFT, as the host loads and manages it: for
-    :class:`~longvie_core.control.tracks.FlowTracker`.
+    :class:`~longvie_core.control.tracks.flow.FlowTracker`.
 
     Raises:
         ValueError: the file holds something else.

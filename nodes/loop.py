@@ -9,11 +9,12 @@ from functools import partial
 from comfy_api.latest import InputImpl, io, ui
 from server import PromptServer
 
-from ..longvie_core.autoregress import Carry
 from ..longvie_core.control.check import check_controls
-from ..longvie_core.files import check_space
-from ..longvie_core.prompts import ClipStrengths
-from ..longvie_core.run import ClipKey, clip_parts, clip_range
+from ..longvie_core.disk.space import check_space
+from ..longvie_core.model.clip import ClipStrengths
+from ..longvie_core.run.keys import ClipKey, clip_parts
+from ..longvie_core.run.loop import Carry
+from ..longvie_core.run.names import clip_range
 from . import storage, types
 from .assemble import host_metadata, sound_inputs, sound_note
 from .clip_runner import ClipRunner

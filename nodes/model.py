@@ -7,12 +7,13 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..longvie_core.autoregress import HistorySettings, control_latents
 from ..longvie_core.backends import comfy as backend
-from ..longvie_core.conditioning import encoded_history_frames
 from ..longvie_core.control.check import check_controls
-from ..longvie_core.noise import FIRST_FRAME_SIGMA
-from ..longvie_core.prompts import MAX_STRENGTH
+from ..longvie_core.model.clip import HistorySettings
+from ..longvie_core.model.conditioning import encoded_history_frames
+from ..longvie_core.model.noise import FIRST_FRAME_SIGMA
+from ..longvie_core.run.loop import control_latents
+from ..longvie_core.run.prompts import MAX_STRENGTH
 from . import storage, types
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..longvie_core.noise import NOISE_MODES, UnifiedNoise
+from ..longvie_core.model.noise import NOISE_MODES, UnifiedNoise
 
 
 class LongVieUnifiedNoise(io.ComfyNode):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..longvie_core.control.control import Control
 from ..longvie_core.control.normalize import write_control, write_control_per_clip
-from ..longvie_core.control.signal import Control
 from . import storage, types
 
 WHOLE_VIDEO, PER_CLIP = "whole video", "per clip (ablation)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
-from ..longvie_core.backends.comfy import require_host
+from ..longvie_core.backends.comfy.host import require_host
 from .assemble import LongVieAssemble
 from .controls import LongVieControlFromVideo, LongVieControlPreview, LongVieLoadClips
 from .depth import LongVieDepthControl

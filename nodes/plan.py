@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from comfy_api.latest import io
 
-from ..longvie_core.clips import TAIL_RULES, ClipPlan
+from ..longvie_core.plan import TAIL_RULES, ClipPlan
 from . import types
 
 

@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..longvie_core.prompts import (
-    REFERENCE_NEGATIVE,
-    ClipPrompt,
-    ClipStrengths,
-    check_characters,
-    parse_prompts,
-    prompt_for,
-    texts_for,
-)
+from ..longvie_core.model.clip import ClipStrengths
+from ..longvie_core.run.prompts import REFERENCE_NEGATIVE, ClipPrompt, check_characters, parse_prompts, prompt_for, texts_for
 from . import storage, types
 
 

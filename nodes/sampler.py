@@ -9,11 +9,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..longvie_core.anchor import ANCHOR_SPACES, AnchorSettings
-from ..longvie_core.autoregress import Carry, HistorySettings
 from ..longvie_core.backends import comfy as backend
 from ..longvie_core.control.check import check_controls
-from ..longvie_core.schedule import SHIFT, STEPS, flow_sigmas
+from ..longvie_core.model.clip import HistorySettings
+from ..longvie_core.model.schedule import SHIFT, STEPS, flow_sigmas
+from ..longvie_core.run.colour_anchor import ANCHOR_SPACES, AnchorSettings
+from ..longvie_core.run.loop import Carry
 from . import storage, types
 from .clip_runner import ClipRunner, NamedSampler
 from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs, modality_range

@@ -16,13 +16,17 @@ import torch
 from comfy_api.latest import Input, InputImpl
 from safetensors.torch import load_file, save_file
 
-from ..longvie_core.autoregress import Carry
-from ..longvie_core.cache import GIB, ControlCache
-from ..longvie_core.clips import ClipPlan
-from ..longvie_core.files import write_atomically
-from ..longvie_core.framing import Footage
-from ..longvie_core.run import Run, check_run_name
-from ..longvie_core.video import VideoWriter, cut_sound, has_sound, probe, read_frames, stretch, write_wave
+from ..longvie_core.disk.atomic import write_atomically
+from ..longvie_core.disk.cache import GIB, ControlCache
+from ..longvie_core.media.footage import Footage
+from ..longvie_core.media.probe import probe
+from ..longvie_core.media.read import read_frames, stretch
+from ..longvie_core.media.sound import cut_sound, has_sound, write_wave
+from ..longvie_core.media.write import VideoWriter
+from ..longvie_core.plan import ClipPlan
+from ..longvie_core.run.loop import Carry
+from ..longvie_core.run.names import check_run_name
+from ..longvie_core.run.store import Run
 
 MAX_FOLDER_NAME = 255
 DEFAULT_CACHE_GIB = 20

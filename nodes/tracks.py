@@ -7,9 +7,12 @@ import torch
 from comfy_api.latest import io
 
 from ..longvie_core.control.check import check_controls
-from ..longvie_core.control.render import STYLES
-from ..longvie_core.control.tracks import FlowTracker, LucasKanade, Tracker, write_given_tracks, write_tracks
-from ..longvie_core.framing import FITS
+from ..longvie_core.control.tracks.draw import STYLES
+from ..longvie_core.control.tracks.flow import FlowTracker
+from ..longvie_core.control.tracks.lucas_kanade import LucasKanade
+from ..longvie_core.control.tracks.types import Tracker
+from ..longvie_core.control.tracks.write import write_given_tracks, write_tracks
+from ..longvie_core.media.footage import FITS
 from . import engines, storage, types
 
 

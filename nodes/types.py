@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 Plan = io.Custom("LONGVIE_PLAN")
-"""longvie_core.clips.ClipPlan"""
+"""longvie_core.plan.ClipPlan"""
 
 Signal = io.Custom("LONGVIE_SIGNAL")
-"""longvie_core.control.signal.Signal: raw, un-normalised depth on disk"""
+"""longvie_core.control.raw_depth.RawDepth: raw, un-normalised depth on disk"""
 
 Control = io.Custom("LONGVIE_CONTROL")
-"""longvie_core.control.signal.Control: control pictures on disk, addressed by clip"""
+"""longvie_core.control.control.Control: control pictures on disk, addressed by clip"""
 
 Prompts = io.Custom("LONGVIE_PROMPTS")
 """nodes.prompts.PromptSchedule"""

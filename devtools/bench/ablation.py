@@ -27,27 +27,24 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, LONGVIE_TINY, VAE_FILE
-from longvie_core.anchor import AnchorSettings
-from longvie_core.autoregress import Carry, generate
-from longvie_core.backends.diffusers import (
-    DiffusersBackend,
-    SamplingSettings,
-    load_backbone,
-    load_control,
-    load_vae,
-)
-from longvie_core.clips import ClipPlan
-from longvie_core.conditioning import pixels_from_uint8
-from longvie_core.control.normalize import PERCENTILES, normalize, to_uint8
-from longvie_core.dual_control import DualControl, Strengths
-from longvie_core.metrics import bootstrap_interval, colour_change, edge_agreement, seam_score, ssim
-from longvie_core.noise import UnifiedNoise
-from longvie_core.schedule import flow_sigmas
-from longvie_core.training.latents import WholeClipCodec
-from longvie_core.training.scenes import SceneSettings, film
-from longvie_core.training.vae import psnr
-from longvie_core.world import make_scene, render_frames
-from longvie_core.world_clips import clip_windows, scene_tracks
+from longvie_core.backends.diffusers.sampler import DiffusersBackend, SamplingSettings
+from longvie_core.backends.diffusers.weights import load_backbone, load_control, load_vae
+from longvie_core.bench.metrics import bootstrap_interval, colour_change, edge_agreement, seam_score, ssim
+from longvie_core.control.normalize import normalize, to_uint8
+from longvie_core.control.percentiles import PERCENTILES
+from longvie_core.model.conditioning import pixels_from_uint8
+from longvie_core.model.dual_control import DualControl, Strengths
+from longvie_core.model.noise import UnifiedNoise
+from longvie_core.model.schedule import flow_sigmas
+from longvie_core.plan import ClipPlan
+from longvie_core.run.colour_anchor import AnchorSettings
+from longvie_core.run.loop import Carry, generate
+from longvie_core.training.data.scenes import SceneSettings, film
+from longvie_core.training.data.table import WholeClipCodec
+from longvie_core.training.tasks.vae import psnr
+from longvie_core.world.clips import clip_windows, scene_tracks
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 WITHOUT_DEGRADATION = LONGVIE_TINY.with_name("longvie-tiny-ablation")
 """What the other training gave: a control network, and the backbone's self-attention as LongVie 2's third stage leaves it."""
@@ -96,7 +93,7 @@ class Variant:
     """One way to make the videos.
 
     Args:
-        noise: :data:`longvie_core.noise.NOISE_MODES`.
+        noise: :data:`longvie_core.model.noise.NOISE_MODES`.
         per_clip: normalise depth by each clip's own percentiles; the tracks' z follows, as it is read from the dense control.
         strengths: of the control streams.
         degradation: the network that was trained with it, or the other one.
@@ -262,7 +259,7 @@ def make_backend(weights: Weights, strengths: Strengths, degradation: bool = Tru
 
 @dataclass(frozen=True)
 class Pictures:
-    """:class:`~longvie_core.control.latents.ControlWindow`: control pictures in memory, uint8 [clips, T, H, W, 3]."""
+    """:class:`~longvie_core.run.control_latents.ControlWindow`: control pictures in memory, uint8 [clips, T, H, W, 3]."""
 
     frames: np.ndarray
 
@@ -279,14 +276,14 @@ class Controls:
 
 
 def global_controls(plan: ClipPlan, filmed: Mapping[str, np.ndarray]) -> Controls:
-    """Controls as :func:`longvie_core.training.scenes.film` made them."""
+    """Controls as :func:`longvie_core.training.data.scenes.film` made them."""
     return Controls(Pictures(np.stack(list(clip_windows(plan, iter(filmed["dense"]))))), Pictures(filmed["sparse"]))
 
 
 def per_clip_controls(settings: SceneSettings, video: int) -> Controls:
     """The same video's controls by each clip's own percentiles, as a user of the nodes gets them.
 
-    The scene is rendered once more, for its raw depth: :func:`longvie_core.training.scenes.film` keeps 8 bits of it.
+    The scene is rendered once more, for its raw depth: :func:`longvie_core.training.data.scenes.film` keeps 8 bits of it.
     """
     plan, scene = settings.plan, make_scene(settings.first_seed + video)
     rate = settings.rate(video)

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.depth import extract_depth
+from longvie_core.control.depth.engine import extract_depth
 from longvie_core.control.normalize import write_control
-from longvie_core.control.tracks import LucasKanade, write_tracks
-from longvie_core.framing import Footage
-from longvie_core.video import VideoWriter
+from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.write import write_tracks
+from longvie_core.media.footage import Footage
+from longvie_core.media.write import VideoWriter
+from longvie_core.plan import ClipPlan
 
 WIDTH, HEIGHT, FPS = 160, 96, Fraction(16)
 GRID = 8

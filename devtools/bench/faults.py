@@ -24,9 +24,9 @@ from safetensors.numpy import load_file
 
 from devtools.host import Host
 from devtools.tiny import load_random, write_tiny_weights
-from longvie_core.clips import ClipPlan
-from longvie_core.world import make_scene
-from longvie_core.world_clips import TrackGrid, write_scene_clips
+from longvie_core.plan import ClipPlan
+from longvie_core.world.clips import TrackGrid, write_scene_clips
+from longvie_core.world.scene import make_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOW = ROOT / "workflows" / "api" / "longvie_tiny_from_control_clips.json"

@@ -27,7 +27,7 @@ import numpy as np
 from devtools.demo import ROOT, WORKFLOW
 from devtools.host import Host
 from devtools.tiny import load_random, write_tiny_weights
-from longvie_core.control.signal import write_clips_folder
+from longvie_core.control.clips_folder import write_clips_folder
 
 FRAMES, FPS = 81, Fraction(16)
 MEMORY_RUN = (64, 32, 2)

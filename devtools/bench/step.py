@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from devtools.inprocess import import_host
 from devtools.tiny import randomize
-from longvie_core.conditioning import history_input
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.model.conditioning import history_input
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
 
 BACKBONE = WanConfig(dim=512, ffn_dim=1384, num_heads=4, num_layers=8, has_image_input=False)
 CONTROL = DualControlConfig(dim=512, control_dim=256, ffn_dim=692, num_heads=2, num_layers=4, image=False)

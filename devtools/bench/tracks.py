@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longvie_core.control.normalize import PERCENTILES, normalize, to_uint8
-from longvie_core.control.render import depth_to_z, reference_grid, render_tracks
-from longvie_core.control.tracks import LucasKanade, Tracks, hide_occluded
-from longvie_core.world import Tracks as Truth
-from longvie_core.world import grid_points, hit, make_scene, render_frames, track
+from longvie_core.control.normalize import normalize, to_uint8
+from longvie_core.control.percentiles import PERCENTILES
+from longvie_core.control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.types import Tracks
+from longvie_core.control.tracks.write import hide_occluded
+from longvie_core.world.render import Tracks as Truth
+from longvie_core.world.render import grid_points, hit, render_frames, track
+from longvie_core.world.scene import make_scene
 
 FPS = 16
 START_STEP = 7.5

@@ -1,1 +1,1 @@
-"""One module a host: what turns a clip's inputs into latents and frames."""
+"""Hosts of the networks: ComfyUI and diffusers."""

@@ -1,1 +1,1 @@
-"""Control signals: raw depth and tracks in, the pictures that the control network was trained on out."""
+"""Control signals: depth and point tracks of a driving video, as the network is to see them."""

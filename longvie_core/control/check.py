@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..clips import ClipPlan
-from .signal import Control
+from ..plan import ClipPlan
+from .control import Control
 
 
 def check_controls(plan: ClipPlan, dense: Control | None, sparse: Control | None) -> ClipPlan:

@@ -19,22 +19,24 @@ from accelerate import PartialState
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from ..backends.diffusers import ImageEncoder, load_backbone, load_control, load_vae, velocity
-from ..conditioning import first_frame_mask
-from ..control.depth_engines import TransformersDepth
-from ..control.parallax import ParallaxDepth
-from ..control.tracks import LucasKanade
-from ..dual_control import DualControlConfig
-from ..files import file_sha256
-from ..framing import FITS
+from ..backends.diffusers.encoders import ImageEncoder
+from ..backends.diffusers.forward import velocity
+from ..backends.diffusers.weights import load_backbone, load_control, load_vae
+from ..control.depth.networks import TransformersDepth
+from ..control.depth.parallax import ParallaxDepth
+from ..control.tracks.lucas_kanade import LucasKanade
+from ..disk.fingerprints import file_sha256
 from ..generate import DTYPES, Sampling, TextStore, files_fingerprint
-from .control_task import ControlledBackbone, ControlTask, control_from_backbone, require_gradients, sheet_rows, tiny_network
-from .data import Clip, ClipSource, Preprocessing, SceneClips, VideoFolder
+from ..media.footage import FITS
+from ..model.conditioning import first_frame_mask
+from ..model.dual_control import DualControlConfig
+from .data.scenes import SETTINGS, SceneSet
+from .data.source import Clip, ClipSource, Preprocessing, SceneClips, VideoFolder
+from .data.table import ClipLatents, TrainingCodec, Wanted
 from .degradation import Velocity
-from .latents import ClipLatents, TrainingCodec, Wanted
-from .scenes import SETTINGS, SceneSet
+from .loop.trainer import train
 from .stages import EVERYTHING, STAGES, TINY_BACKBONE, TINY_CONTROL, Stage, changed
-from .trainer import train
+from .tasks.control import ControlledBackbone, ControlTask, control_from_backbone, require_gradients, sheet_rows, tiny_network
 
 WHOLE_CLIP = 2_000_000
 """Pixels x frames up to which a GPU encodes a clip in one piece; larger ones go in chunks, whose memory stays flat."""

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from ..conditioning import encoded_history_frames, frames_to_uint8
-from ..noise import gaussian
-from ..schedule import add_noise, euler_step
+from ..model.conditioning import encoded_history_frames, frames_to_uint8
+from ..model.noise import gaussian
+from ..model.schedule import add_noise, euler_step
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 class FrameCodec(Protocol):
-    """The VAE, as :class:`longvie_core.autoregress.ClipBackend` has it."""
+    """The VAE, as :class:`longvie_core.model.clip.ClipBackend` has it."""
 
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
         """uint8 frames [H, W, 3] -> normalised latents [1, 16, f, h, w]."""
@@ -105,7 +105,7 @@ def draw_dense_strength(config: FeatureDegradation, generator: torch.Generator) 
     """lambda of P1 eq. 3, ``phi_b(lambda * dense + sparse)``: 1, or U[low, high] with the probability of ``config``.
 
     One draw holds for a whole forward pass, every block alike: give it as the dense one of
-    :class:`longvie_core.dual_control.Strengths`.
+    :class:`longvie_core.model.dual_control.Strengths`.
     """
     degraded = chance(config.probability, generator)
     return uniform(config.low, config.high, generator) if degraded else 1.0

@@ -30,8 +30,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..checkpoint import check_shapes, control_shapes
-from ..dual_control import DualControlConfig
+from ..model.dual_control import DualControlConfig
+from ..weights.control import control_shapes
+from ..weights.header import check_shapes
 
 STREAMS = MappingProxyType({"control_blocks_dense": 0, "control_blocks_sparse": 1})
 """Key prefix of each stream's blocks and the indices it takes: 0 = even, 1 = odd."""

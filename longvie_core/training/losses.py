@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..schedule import SHIFT, flow_sigmas, nearest_step, timesteps, training_weights
+from ..model.schedule import SHIFT, flow_sigmas, nearest_step, timesteps, training_weights
 
 # Timesteps
 

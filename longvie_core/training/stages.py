@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from ..dual_control import DualControlConfig
-from ..schedule import SHIFT
-from ..wan import WanConfig
+from ..model.dual_control import DualControlConfig
+from ..model.schedule import SHIFT
+from ..model.wan import WanConfig
 from .degradation import (
     HISTORY_LENGTHS,
     DepthDegradation,
     FeatureDegradation,
     FrameDegradation,
 )
+from .loop.trainer import TrainSettings
 from .losses import LossWeights
-from .trainer import TrainSettings
 
 WEIGHTS = ("float32", "float16", "bfloat16")
 

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 import nodes
 from devtools.tiny import randomize
 from longvie_core.backends import comfy as backend
-from longvie_core.conditioning import history_input
-from longvie_core.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
-from longvie_core.noise import gaussian
-from longvie_core.prompts import ClipStrengths
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.model.clip import ClipStrengths
+from longvie_core.model.conditioning import history_input
+from longvie_core.model.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
+from longvie_core.model.noise import gaussian
+from longvie_core.model.wan import WanConfig, WanModel
 
 SHAPE = (3, 4, 6)
 """Latent frames, rows and columns where a test asks for nothing else."""
@@ -97,7 +97,7 @@ class Rig:
 
 
 def plain_velocity(plain: WanModel, control: DualControl | None, sample: Sample, strengths: Strengths | None = None) -> Tensor:
-    """:func:`longvie_core.dual_control.velocity` of a sample."""
+    """:func:`longvie_core.model.dual_control.velocity` of a sample."""
     return velocity(
         plain,
         control,
@@ -176,7 +176,7 @@ def evaluate(patched: ModelPatcher, sample: Sample) -> Tensor:
 
 @dataclass(frozen=True)
 class Clip:
-    """What one clip is sampled from: latents as :class:`longvie_core.autoregress.ClipInputs` has them."""
+    """What one clip is sampled from: latents as :class:`longvie_core.model.clip.ClipInputs` has them."""
 
     image: Tensor
     dense: Tensor | None

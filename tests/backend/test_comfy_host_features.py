@@ -41,9 +41,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from longvie_core.backends import comfy as backend
-from longvie_core.checkpoint import merge_overlay
-from longvie_core.dual_control import Strengths
-from longvie_core.prompts import ClipStrengths
+from longvie_core.model.clip import ClipStrengths
+from longvie_core.model.dual_control import Strengths
+from longvie_core.weights.overlay import merge_overlay
 
 NO_CONTROL = Strengths(0, 0)
 

@@ -7,7 +7,7 @@ import torch
 from harness import HOST_TOLERANCE, Rig, evaluate, largest, make_sample
 from torch import Tensor
 
-from longvie_core.dual_control import Strengths
+from longvie_core.model.dual_control import Strengths
 
 
 @pytest.mark.parametrize("history", [0, 1, 2, 5])

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from devtools.tiny import randomize
-from longvie_core.autoregress import HistorySettings
 from longvie_core.backends import comfy as backend
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.model.clip import HistorySettings
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
 
 # MODEL
 

@@ -29,11 +29,11 @@ from harness import (
 )
 from torch import Tensor
 
-from longvie_core.autoregress import ClipInputs, initial_latents, sample_euler
 from longvie_core.backends import comfy as backend
-from longvie_core.conditioning import image_condition
-from longvie_core.noise import UnifiedNoise
-from longvie_core.schedule import flow_sigmas
+from longvie_core.model.clip import ClipInputs
+from longvie_core.model.conditioning import image_condition
+from longvie_core.model.noise import UnifiedNoise, initial_latents
+from longvie_core.model.schedule import flow_sigmas, sample_euler
 
 LOOP_TOLERANCE = 2e-4
 """Eight steps of a random network in latent units; the result's standard deviation is about 1."""

@@ -8,11 +8,12 @@ import pytest
 import torch
 from harness import Rig
 
-from longvie_core.autoregress import Carry, ClipInputs, control_latents, generate
 from longvie_core.backends import comfy as backend
-from longvie_core.cache import ControlCache
-from longvie_core.clips import ClipPlan
-from longvie_core.control.latents import LatentStore
+from longvie_core.disk.cache import ControlCache
+from longvie_core.model.clip import ClipInputs
+from longvie_core.plan import ClipPlan
+from longvie_core.run.control_latents import LatentStore
+from longvie_core.run.loop import Carry, control_latents, generate
 
 PLAN = ClipPlan(width=32, height=16, frames=9, source_frames=9 + 8)
 

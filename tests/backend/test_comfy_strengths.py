@@ -27,9 +27,8 @@ from harness import (
     simple_sigmas,
 )
 
-from longvie_core.autoregress import ClipInputs
 from longvie_core.backends import comfy as backend
-from longvie_core.prompts import ClipStrengths
+from longvie_core.model.clip import ClipInputs, ClipStrengths
 
 
 def control_modules(rig: Rig) -> dict[str, torch.nn.Module]:

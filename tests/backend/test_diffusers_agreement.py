@@ -13,13 +13,14 @@ import torch
 from harness import Rig, largest, text_conditioning
 
 from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
-from longvie_core.autoregress import Carry, ClipResult, HistorySettings, generate
 from longvie_core.backends import comfy as comfy_backend
 from longvie_core.backends import diffusers
-from longvie_core.clips import ClipPlan
-from longvie_core.dual_control import Strengths
-from longvie_core.noise import UnifiedNoise
-from longvie_core.schedule import flow_sigmas
+from longvie_core.model.clip import HistorySettings
+from longvie_core.model.dual_control import Strengths
+from longvie_core.model.noise import UnifiedNoise
+from longvie_core.model.schedule import flow_sigmas
+from longvie_core.plan import ClipPlan
+from longvie_core.run.loop import Carry, ClipResult, generate
 
 PLAN = ClipPlan(width=64, height=48, frames=9, source_frames=17)
 SIGMAS = flow_sigmas(4)

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from devtools import pack_tiny
 from devtools.tiny import BACKBONE, BACKBONE_FILE, CONTROL, CONTROL_FILE, VAE_FILE, randomize
-from longvie_core.backends.comfy import load_control, wan_backbone
-from longvie_core.conditioning import pixels_from_uint8
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.backends.comfy.weights import load_control, wan_backbone
+from longvie_core.model.conditioning import pixels_from_uint8
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
 
 ALL = (BACKBONE_FILE, CONTROL_FILE, VAE_FILE)
 

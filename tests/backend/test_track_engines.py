@@ -15,7 +15,7 @@ from comfy_extras.void_noise_warp import RaftOpticalFlow
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from longvie_core.control.tracks import FlowTracker
+from longvie_core.control.tracks.flow import FlowTracker
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "longvie_pack_under_test"

@@ -36,9 +36,9 @@ from workflow import (
 
 from devtools.host import Host, PromptRejected
 from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, randomize
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.video import VideoWriter
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.media.write import VideoWriter
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
 
 RUN = "bad input"
 

@@ -10,7 +10,7 @@ from tiny_depth import tiny_depth_checkpoint
 from workflow import Prompt, add, failure, free_memory, pictures, preview, run, shown
 
 from devtools.host import Host
-from longvie_core.video import VideoWriter
+from longvie_core.media.write import VideoWriter
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 9
 LENGTH = 17

@@ -20,9 +20,12 @@ from workflow import Prompt, add, decode, node_id, pictures, preview, rendered_c
 
 from devtools.host import Host, RunResult
 from devtools.tiny import load_random
-from longvie_core.control.render import reference_grid
-from longvie_core.video import VideoWriter, probe, read_frames
-from longvie_core.world import Frame, Scene, make_scene, render_frames, track
+from longvie_core.control.tracks.draw import reference_grid
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import Frame, render_frames, track
+from longvie_core.world.scene import Scene, make_scene
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "longvie_tiny_from_video.json"
 

@@ -14,9 +14,10 @@ from workflow import WORKFLOW, Prompt, RunFolder, add, decode, node_id, run, set
 from devtools.demo import GRID, HEIGHT, SPEED, WIDTH, film_scene, scene_plan
 from devtools.host import Host
 from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, LONGVIE_TINY, VAE_FILE
-from longvie_core.training.scenes import SceneSettings
-from longvie_core.video import VideoWriter
-from longvie_core.world import make_scene, render_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.training.data.scenes import SceneSettings
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 FROM_CLIPS = WORKFLOW
 FROM_VIDEO = WORKFLOW.with_name("longvie_tiny_from_video.json")

@@ -46,7 +46,7 @@ from workflow import (
 
 from devtools.host import Host, HostError, RunResult
 from devtools.tiny import RANDOM_VAE
-from longvie_core.video import VideoWriter
+from longvie_core.media.write import VideoWriter
 
 EVERY_CLIP = range(1, CLIPS + 1)
 # A name that is awkward in paths and addresses.

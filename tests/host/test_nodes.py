@@ -34,8 +34,9 @@ from workflow import (
 
 from devtools.host import Host, RunResult
 from devtools.tiny import BACKBONE, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
-from longvie_core.video import VideoWriter
-from longvie_core.world import make_scene, render_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 NODES = {
     "LongVieClipPlan",

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvie_core.clips import ClipPlan
+from longvie_core.control.clips_folder import load_clips_folder
+from longvie_core.control.control import Control
 from longvie_core.control.normalize import write_control
-from longvie_core.control.signal import Control, Signal, SignalWriter, load_clips_folder
-from longvie_core.video import read_frames
+from longvie_core.control.raw_depth import RawDepth, RawDepthWriter
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
 
 EXAMPLE = Path(__file__).parents[3] / "shared" / "examples" / "ride_horse"
 CLIPS, FRAMES, STRIDE = 10, 81, 80
@@ -43,8 +45,8 @@ def disparity() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def signal(disparity: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Signal:
-    with SignalWriter(tmp_path_factory.mktemp("ride_horse") / "depth.npy", "disparity", Fraction(16)) as writer:
+def signal(disparity: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> RawDepth:
+    with RawDepthWriter(tmp_path_factory.mktemp("ride_horse") / "depth.npy", "disparity", Fraction(16)) as writer:
         for frame in disparity:
             writer.write(frame)
     return writer.signal()
@@ -56,7 +58,7 @@ def plan(disparity: np.ndarray) -> ClipPlan:
 
 
 @pytest.fixture(scope="module")
-def dense(signal: Signal, plan: ClipPlan) -> Control:
+def dense(signal: RawDepth, plan: ClipPlan) -> Control:
     return write_control(signal, plan, signal.path.with_name("dense.mkv"))
 
 

@@ -26,8 +26,10 @@ from workflow import (
 )
 
 from devtools.host import Host
-from longvie_core.video import VideoWriter, probe
-from longvie_core.world import grid_points, make_scene, render_frames, track
+from longvie_core.media.probe import probe
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.scene import make_scene
 
 LENGTH = 2 * FRAMES - 1
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from devtools.parity import Row, Tensors, difference, load_network, read_json, read_tensors
-from longvie_core.conditioning import history_input
-from longvie_core.dual_control import velocity
-from longvie_core.schedule import add_noise
+from longvie_core.model.conditioning import history_input
+from longvie_core.model.dual_control import velocity
+from longvie_core.model.schedule import add_noise
 from longvie_core.training.losses import (
     DegradedSamples,
     TimestepDraw,

@@ -29,11 +29,12 @@ from devtools.bench.ablation import (
     Weights,
 )
 from devtools.tiny import randomize
-from longvie_core.backends.diffusers import VaeCodec, load_vae, original_state
-from longvie_core.dual_control import DualControlConfig, Strengths, torch_dual_control
-from longvie_core.noise import UnifiedNoise
-from longvie_core.training.scenes import SceneSettings, film
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.backends.diffusers.encoders import VaeCodec
+from longvie_core.backends.diffusers.weights import load_vae, original_state
+from longvie_core.model.dual_control import DualControlConfig, Strengths, torch_dual_control
+from longvie_core.model.noise import UnifiedNoise
+from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.training.data.scenes import SceneSettings, film
 
 BACKBONE = WanConfig(dim=48, ffn_dim=64, num_heads=4, num_layers=3, text_dim=16, freq_dim=32, has_image_input=False)
 CONTROL = DualControlConfig(dim=48, control_dim=24, ffn_dim=32, num_heads=2, num_layers=2, image=False)

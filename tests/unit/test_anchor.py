@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from longvie_core.anchor import (
+from longvie_core.model.conditioning import frames_to_uint8
+from longvie_core.run.colour_anchor import (
     MAX_GAIN,
     AnchorSettings,
     anchor_latents,
@@ -15,7 +16,6 @@ from longvie_core.anchor import (
     latent_statistics,
     pixel_statistics,
 )
-from longvie_core.conditioning import frames_to_uint8
 
 
 def random_frames(seed: int, mean: tuple[float, ...], spread: float, count: int = 5) -> np.ndarray:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from longvie_core.anchor import AnchorSettings
-from longvie_core.autoregress import Carry, ClipInputs, ClipResult, generate
-from longvie_core.clips import ClipPlan
+from longvie_core.model.clip import ClipInputs
+from longvie_core.plan import ClipPlan
+from longvie_core.run.colour_anchor import AnchorSettings
+from longvie_core.run.loop import Carry, ClipResult, generate
 
 CLIPS, SIZE = 8, 16
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=17, source_frames=17 + 16 * (CLIPS - 1))

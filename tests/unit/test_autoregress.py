@@ -15,22 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from longvie_core.autoregress import (
-    Carry,
-    ClipResult,
-    HistorySettings,
-    TimedBackend,
-    clip_inputs,
-    control_latents,
-    generate,
-    initial_latents,
-    sample_euler,
-)
-from longvie_core.cache import ControlCache
-from longvie_core.clips import ClipPlan
-from longvie_core.control.latents import LatentStore
-from longvie_core.noise import UnifiedNoise
-from longvie_core.schedule import flow_sigmas
+from longvie_core.disk.cache import ControlCache
+from longvie_core.model.clip import HistorySettings
+from longvie_core.model.noise import UnifiedNoise, initial_latents
+from longvie_core.model.schedule import flow_sigmas, sample_euler
+from longvie_core.plan import ClipPlan
+from longvie_core.run.control_latents import LatentStore
+from longvie_core.run.loop import Carry, ClipResult, TimedBackend, clip_inputs, control_latents, generate
 
 PLAN = ClipPlan(width=16, height=16, frames=17, source_frames=17 + 16 * 3)
 FIRST = np.full((16, 16, 3), 250, np.uint8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longvie_core.cache import ControlCache, remove, size_of
+from longvie_core.disk.cache import ControlCache, remove, size_of
 
 
 def fill(path: Path, size: int, age: int) -> Path:

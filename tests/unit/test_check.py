@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvie_core.clips import ClipPlan
 from longvie_core.control.check import check_controls
-from longvie_core.control.signal import Control
+from longvie_core.control.control import Control
+from longvie_core.plan import ClipPlan
 
 PLAN = ClipPlan(width=32, height=32, frames=9)
 PADDED = ClipPlan(width=32, height=32, frames=9, tail="pad")

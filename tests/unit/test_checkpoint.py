@@ -22,20 +22,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longvie_core import checkpoint
-from longvie_core.checkpoint import (
-    WeightFile,
-    canonical_control_key,
-    control_shapes,
-    main,
-    merge_overlay,
-    overlay_shapes,
-    read_control,
-    read_header,
-    read_overlay,
-)
-from longvie_core.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.checkpoint import main
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.weights import control as control_weights
+from longvie_core.weights.control import canonical_control_key, control_shapes, read_control
+from longvie_core.weights.header import WeightFile, read_header
+from longvie_core.weights.overlay import merge_overlay, overlay_shapes, read_overlay
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "longvie2_state_dict.json").read_text("utf-8"))
@@ -98,7 +91,7 @@ class TestPublishedFile:
     def test_config_at_real_size(self, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
         shapes = {LAYOUTS[layout](key): shape for key, shape in published("control").items()}
         file = WeightFile(Path("control.safetensors"), shapes, dict.fromkeys(shapes, "BF16"), {})
-        monkeypatch.setattr(checkpoint, "read_header", lambda path: file)
+        monkeypatch.setattr(control_weights, "read_header", lambda path: file)
         config, found = read_control(file.path)
         assert config == DualControlConfig(5120, 2560, 6912, 20, 12, image=True)
         assert found.keys.keys() == published("control").keys()
@@ -177,7 +170,7 @@ class TestControlFile:
             assert config.num_layers < 1000, "a network of the layer number in a file's key was about to be built"
             return torch_dual_control(config)
 
-        monkeypatch.setattr(checkpoint, "torch_dual_control", guarded)
+        monkeypatch.setattr(control_weights, "torch_dual_control", guarded)
         tensors = small_control() | {"control_combine_linears.999999999.bias": torch.zeros(1)}
         with pytest.raises(ValueError, match=r"control\.safetensors"):
             read_control(write_small(tmp_path, tensors))

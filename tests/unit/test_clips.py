@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from longvie_core.clips import ClipPlan, latent_frames
+from longvie_core.plan import ClipPlan, latent_frames
 
 
 def brute_force_clips(length: int, frames: int, overlap: int, tail: str) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from longvie_core.conditioning import (
+from longvie_core.model.conditioning import (
     control_condition,
     encoded_history_frames,
     first_frame_mask,

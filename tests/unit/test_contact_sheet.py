@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from devtools import contact_sheet
-from longvie_core.video import VideoWriter
-from longvie_core.world import make_scene, render
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import render
+from longvie_core.world.scene import make_scene
 
 WIDTH, HEIGHT, CLIPS, SEED = 96, 64, 2, 10_005
 MIDDLES = (8, 24)

@@ -14,11 +14,20 @@ from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from longvie_core.backends.diffusers import adapt_backbone, load_backbone, load_control, original_state, velocity
-from longvie_core.checkpoint import diffusers_backbone_config, read_backbone, read_control, read_overlay
-from longvie_core.dual_control import DualControlConfig, Strengths
+from longvie_core.backends.diffusers.blocks import adapt_backbone
+from longvie_core.backends.diffusers.forward import velocity
+from longvie_core.backends.diffusers.weights import load_backbone, load_control, original_state
+from longvie_core.model.dual_control import DualControlConfig, Strengths
+from longvie_core.model.wan import WanConfig
 from longvie_core.training.__main__ import main
-from longvie_core.training.control_task import (
+from longvie_core.training.data.scenes import SceneSet, SceneSettings, open_set
+from longvie_core.training.data.source import SceneClips
+from longvie_core.training.data.table import ClipLatents, TrainingCodec, Wanted
+from longvie_core.training.degradation import DepthDegradation, FrameDegradation, is_degraded
+from longvie_core.training.loop.trainer import TrainSettings, generator_for, train
+from longvie_core.training.losses import flow_matching
+from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
+from longvie_core.training.tasks.control import (
     Conditions,
     ControlledBackbone,
     ControlTask,
@@ -29,15 +38,10 @@ from longvie_core.training.control_task import (
     sheet_rows,
     tiny_network,
 )
-from longvie_core.training.data import SceneClips
-from longvie_core.training.degradation import DepthDegradation, FrameDegradation, is_degraded
-from longvie_core.training.latents import ClipLatents, TrainingCodec, Wanted
-from longvie_core.training.losses import flow_matching
-from longvie_core.training.scenes import SceneSet, SceneSettings, open_set
-from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
-from longvie_core.training.trainer import TrainSettings, generator_for, train
-from longvie_core.training.vae import tiny_vae
-from longvie_core.wan import WanConfig
+from longvie_core.training.tasks.vae import tiny_vae
+from longvie_core.weights.backbone import diffusers_backbone_config, read_backbone
+from longvie_core.weights.control import read_control
+from longvie_core.weights.overlay import read_overlay
 
 SETTINGS = SceneSettings(width=32, height=32, clips=4, frames=5, grid=4)
 BACKBONE = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=3, text_dim=16, freq_dim=16, has_image_input=False)

@@ -13,21 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.depth import (
-    REACH,
-    Affine,
-    DepthMeter,
-    copy_depth,
-    extract_depth,
-    fit_affine,
-    steadied,
-    temporal_flicker,
-)
+from longvie_core.control.depth.align import REACH, Affine, fit_affine, steadied
+from longvie_core.control.depth.engine import copy_depth, extract_depth
+from longvie_core.control.depth.meter import DepthMeter, temporal_flicker
 from longvie_core.control.normalize import write_control, write_control_per_clip
-from longvie_core.control.signal import Signal
-from longvie_core.video import read_frames
-from longvie_core.world import make_scene, render_frames
+from longvie_core.control.raw_depth import RawDepth
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 LENGTH, WIDTH, HEIGHT = 240, 80, 48
 FPS = Fraction(16)
@@ -90,7 +84,7 @@ def spread_of(truth: np.ndarray) -> float:
     return float(np.subtract(*np.percentile(truth, (95, 5))))
 
 
-def read(signal: Signal) -> np.ndarray:
+def read(signal: RawDepth) -> np.ndarray:
     return np.stack(list(signal.disparity(range(signal.frames))))
 
 
@@ -228,7 +222,7 @@ class TestPerFrame:
         z = np.random.default_rng(0).uniform(1, 9, (20, 6, 8)).astype(np.float32)
         z[:, 0] = np.inf
         signal = extract_depth(Numbered(20), Engine(z, kind="depth"), tmp_path / "z.npy")
-        assert signal == Signal(tmp_path / "z.npy", "depth", 20, 6, 8, FPS)
+        assert signal == RawDepth(tmp_path / "z.npy", "depth", 20, 6, 8, FPS)
         np.testing.assert_array_equal(np.load(signal.path), z)
         aligned = extract_depth(Numbered(20), Engine(z, kind="depth"), tmp_path / "a.npy", align=True)
         assert aligned.kind == "disparity"
@@ -418,7 +412,7 @@ class TestCopy:
         values = np.random.default_rng(0).random((9, 4, 6)).astype(np.float32)
         seen = []
         signal = copy_depth(Source(values), tmp_path / "a.npy", FPS, progress=lambda *done: seen.append(done))
-        assert signal == Signal(tmp_path / "a.npy", "disparity", 9, 4, 6, FPS)
+        assert signal == RawDepth(tmp_path / "a.npy", "disparity", 9, 4, 6, FPS)
         np.testing.assert_array_equal(read(signal), values)
         assert seen == [(done, 9) for done in range(1, 10)]
         resampled = copy_depth(Source(values, "depth"), tmp_path / "b.npy", FPS, [0, 0, 3, 8, 8])

@@ -28,22 +28,17 @@ from av.video.reformatter import ColorRange
 from safetensors.numpy import save_file
 from tiny_depth import tiny_depth_checkpoint
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control import depth_engines
-from longvie_core.control.depth import copy_depth, extract_depth
-from longvie_core.control.depth_engines import (
-    AUX_NETWORKS,
-    AuxDepth,
-    DepthArray,
-    ReadyDepthVideo,
-    TransformersDepth,
-    grey_disparity,
-    published_kind,
-)
+from longvie_core.control.depth import networks
+from longvie_core.control.depth.engine import copy_depth, extract_depth
+from longvie_core.control.depth.files import DepthArray, ReadyDepthVideo, grey_disparity
+from longvie_core.control.depth.networks import AUX_NETWORKS, AuxDepth, TransformersDepth, published_kind
 from longvie_core.control.normalize import write_control
-from longvie_core.control.signal import Signal
-from longvie_core.video import VideoWriter, read_frames
-from longvie_core.world import make_scene, render_frames
+from longvie_core.control.raw_depth import RawDepth
+from longvie_core.media.read import read_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.plan import ClipPlan
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 WIDTH, HEIGHT, LENGTH = 48, 32, 5
 FPS = Fraction(16)
@@ -70,7 +65,7 @@ class Bright:
         return (self.pictures[number] for number in numbers)
 
 
-def assert_near_is_black(signal: Signal, truth: np.ndarray, folder: Path) -> None:
+def assert_near_is_black(signal: RawDepth, truth: np.ndarray, folder: Path) -> None:
     """Through the whole chain to the control's pictures: near black, far white, and in between in order."""
     plan = ClipPlan(WIDTH, HEIGHT, frames=LENGTH)
     control = write_control(signal, plan, folder / "dense.mkv")
@@ -333,8 +328,8 @@ class TestAux:
         path = tmp_path / "weights.pt"
         wrapped = {"depth_model": {f"module.{key}": value for key, value in small.items()}} if name == "leres" else small
         torch.save(wrapped, path)
-        for_network = depth_engines._for_network
-        monkeypatch.setattr(depth_engines, "_for_network", lambda pictures, _, *white: for_network(pictures, 64, *white))
+        for_network = networks._for_network
+        monkeypatch.setattr(networks, "_for_network", lambda pictures, _, *white: for_network(pictures, 64, *white))
         got = AuxDepth(name, path)(np.full((1, 48, 80, 3), 99, np.uint8))
         assert got.shape == (1, 48, 80) and np.isfinite(got).all()
 
@@ -616,7 +611,7 @@ class TestArrays:
         with np.errstate(divide="ignore"):
             path = saved(tmp_path / "d.npy", truth if kind == "disparity" else 1 / truth)
         signal = DepthArray(path, kind).signal(FPS)
-        assert signal == Signal(path, kind, LENGTH, HEIGHT, WIDTH, FPS)
+        assert signal == RawDepth(path, kind, LENGTH, HEIGHT, WIDTH, FPS)
         assert_near_is_black(signal, truth, tmp_path)
 
     @pytest.mark.parametrize(

@@ -22,14 +22,22 @@ from torch import Tensor
 from devtools.tiny import randomize
 from longvie_core import checkpoint, generate
 from longvie_core.backends import diffusers as backend
-from longvie_core.conditioning import history_input, pixels_from_uint8
-from longvie_core.control.signal import write_clips_folder
-from longvie_core.dual_control import DualControlConfig, Strengths, torch_dual_control
-from longvie_core.dual_control import velocity as plain_velocity
-from longvie_core.noise import gaussian
-from longvie_core.run import Run
-from longvie_core.video import probe
-from longvie_core.wan import WanConfig, WanModel
+from longvie_core.backends.diffusers.blocks import adapt_backbone
+from longvie_core.backends.diffusers.sampler import check_fit
+from longvie_core.backends.diffusers.weights import original_state
+from longvie_core.control.clips_folder import write_clips_folder
+from longvie_core.media.probe import probe
+from longvie_core.model.conditioning import history_input, pixels_from_uint8
+from longvie_core.model.dual_control import DualControlConfig, Strengths, torch_dual_control
+from longvie_core.model.dual_control import velocity as plain_velocity
+from longvie_core.model.noise import gaussian
+from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.run.store import Run
+from longvie_core.weights.backbone import backbone_shapes, diffusers_backbone_config, read_backbone
+from longvie_core.weights.convert import convert
+from longvie_core.weights.files import DIFFUSERS_WEIGHTS, read_weights
+from longvie_core.weights.layouts import BACKBONE as BACKBONE_NAMES
+from longvie_core.weights.overlay import overlay_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 2e-5
@@ -63,7 +71,7 @@ def write_nets(folder: Path, image: bool):
 def write_vae(path: Path) -> Path:
     """A tiny Wan 2.1 VAE with the original key names."""
     net = randomize(AutoencoderKLWan(base_dim=8), 3)
-    save_file({key: value.contiguous() for key, value in backend.original_state(net).items()}, path)
+    save_file({key: value.contiguous() for key, value in original_state(net).items()}, path)
     return path
 
 
@@ -166,7 +174,7 @@ def test_gradients_equal_plain_torch(nets, checkpointing: bool) -> None:
         grads.append({"history": given["history"].grad})
         grads[-1] |= {key: value.grad for key, value in networks[1].named_parameters()}
         names = networks[0].named_parameters()
-        to_original = checkpoint.BACKBONE.to_original if networks[0] is backbone else str
+        to_original = BACKBONE_NAMES.to_original if networks[0] is backbone else str
         grads[-1] |= {to_original(key): value.grad for key, value in names}
     theirs, ours = grads
     assert theirs.keys() == ours.keys()
@@ -219,21 +227,21 @@ def test_missing_features_and_foreign_networks_are_named(tmp_path: Path) -> None
         backend.velocity(backbone, net, **{**sample(True), "clip_features": None})
     with pytest.raises(ValueError, match="width 64 against 48.*image branch False against True.*5 controlled blocks"):
         config = replace(CONTROL, dim=64, control_dim=32, num_heads=2, num_layers=5)
-        backend.check_fit(backbone, torch_dual_control(config))
+        check_fit(backbone, torch_dual_control(config))
     (tmp_path / "text").mkdir()
     _, _, text_to_video, _ = write_nets(tmp_path / "text", image=False)
-    small = WanTransformer3DModel(**checkpoint.diffusers_backbone_config(replace(BACKBONE, in_dim=16)))
+    small = WanTransformer3DModel(**diffusers_backbone_config(replace(BACKBONE, in_dim=16)))
     with pytest.raises(ValueError, match="takes 16 input channels"):
-        backend.check_fit(small, net)
+        check_fit(small, net)
 
 
 def test_overlay_replaces_self_attention_alone(nets, tmp_path: Path) -> None:
     plain, _, backbone_file, _ = nets
     overlay = {
-        key: torch.full(shape, 0.5) for key, shape in checkpoint.overlay_shapes(BACKBONE.num_layers, BACKBONE.dim).items()
+        key: torch.full(shape, 0.5) for key, shape in overlay_shapes(BACKBONE.num_layers, BACKBONE.dim).items()
     }
     save_file(overlay, tmp_path / "dit.safetensors")
-    state = backend.original_state(backend.load_backbone(backbone_file, tmp_path / "dit.safetensors"))
+    state = original_state(backend.load_backbone(backbone_file, tmp_path / "dit.safetensors"))
     for key, value in plain.state_dict().items():
         assert torch.equal(state[key], overlay.get(key, value)), key
 
@@ -256,8 +264,8 @@ def test_names_are_those_of_diffusers_own_converters(nets, tmp_path: Path) -> No
         (backbone_file, convert_wan_transformer_to_diffusers),
         (write_vae(tmp_path / "vae.safetensors"), convert_wan_vae_to_diffusers),
     ):
-        checkpoint.convert(file, tmp_path / file.stem)
-        ours = load_file(tmp_path / file.stem / checkpoint.DIFFUSERS_WEIGHTS)
+        convert(file, tmp_path / file.stem)
+        ours = load_file(tmp_path / file.stem / DIFFUSERS_WEIGHTS)
         expected = theirs(load_file(file))
         assert ours.keys() == expected.keys()
         assert all(torch.equal(ours[key], value) for key, value in expected.items())
@@ -265,14 +273,14 @@ def test_names_are_those_of_diffusers_own_converters(nets, tmp_path: Path) -> No
 
 def test_diffusers_opens_what_was_converted(nets, tmp_path: Path) -> None:
     plain, control, backbone_file, control_file = nets
-    checkpoint.convert(backbone_file, tmp_path / "transformer")
-    opened = backend.adapt_backbone(WanTransformer3DModel.from_pretrained(tmp_path / "transformer", local_files_only=True))
+    convert(backbone_file, tmp_path / "transformer")
+    opened = adapt_backbone(WanTransformer3DModel.from_pretrained(tmp_path / "transformer", local_files_only=True))
     ours = backend.load_backbone(backbone_file)
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in opened.state_dict().items())
     given = sample(plain.config.has_image_input)
     theirs = backend.velocity(opened, backend.load_control(control_file), **given)
     assert largest(theirs - by_plain_torch(plain, control, given)) < TOLERANCE
-    checkpoint.convert(write_vae(tmp_path / "vae.safetensors"), tmp_path / "vae")
+    convert(write_vae(tmp_path / "vae.safetensors"), tmp_path / "vae")
     vae = AutoencoderKLWan.from_pretrained(tmp_path / "vae", local_files_only=True)
     ours = backend.load_vae(tmp_path / "vae.safetensors").state_dict()
     assert all(torch.equal(value, ours[key]) for key, value in vae.state_dict().items())
@@ -283,39 +291,39 @@ def test_a_folder_in_shards_is_read(nets, tmp_path: Path) -> None:
     plain, _, backbone_file, _ = nets
     backend.load_backbone(backbone_file).save_pretrained(tmp_path / "transformer", max_shard_size="100KB")
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
-    checkpoint.convert(tmp_path / "transformer", tmp_path / "back.safetensors")
+    convert(tmp_path / "transformer", tmp_path / "back.safetensors")
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == plain.state_dict().keys()
     assert all(torch.equal(back[key], value) for key, value in plain.state_dict().items())
-    config, _ = checkpoint.read_backbone(tmp_path / "back.safetensors")
+    config, _ = read_backbone(tmp_path / "back.safetensors")
     assert config == plain.config
 
 
 def test_every_key_of_the_14b_backbone_has_its_place_in_diffusers() -> None:
     with torch.device("meta"):
-        theirs = WanTransformer3DModel(**checkpoint.diffusers_backbone_config(WanConfig())).state_dict()
-    ours = checkpoint.backbone_shapes(WanConfig())
-    assert {checkpoint.BACKBONE.to_diffusers(key): shape for key, shape in ours.items()} == {
+        theirs = WanTransformer3DModel(**diffusers_backbone_config(WanConfig())).state_dict()
+    ours = backbone_shapes(WanConfig())
+    assert {BACKBONE_NAMES.to_diffusers(key): shape for key, shape in ours.items()} == {
         key: tuple(value.shape) for key, value in theirs.items()
     }
 
 
 def test_nothing_is_overwritten(nets, tmp_path: Path) -> None:
     *_, backbone_file, _ = nets
-    checkpoint.convert(backbone_file, tmp_path / "transformer")
+    convert(backbone_file, tmp_path / "transformer")
     with pytest.raises(ValueError, match="is not empty"):
-        checkpoint.convert(backbone_file, tmp_path / "transformer")
-    weights = tmp_path / "transformer" / checkpoint.DIFFUSERS_WEIGHTS
+        convert(backbone_file, tmp_path / "transformer")
+    weights = tmp_path / "transformer" / DIFFUSERS_WEIGHTS
     with pytest.raises(ValueError, match="is the source itself"):
-        checkpoint.convert(weights, weights)
+        convert(weights, weights)
 
 
 def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    index = tmp_path / f"{checkpoint.DIFFUSERS_WEIGHTS}.index.json"
+    index = tmp_path / f"{DIFFUSERS_WEIGHTS}.index.json"
     index.write_text(json.dumps({"weight_map": {"proj_out.weight": "../elsewhere.safetensors"}}))
     with pytest.raises(ValueError, match="file names beside it"):
-        checkpoint.read_weights(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_conversion_refuses_by_name(nets, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -496,7 +504,7 @@ def test_raw_depth_is_normalised_over_the_whole_video(studio: Path, tmp_path: Pa
     assert run_command(studio, run, *given) == 0
     assert probe(run / "video.mp4").frames == 17
     (dense,) = run.glob("dense_*.mkv")
-    from longvie_core.video import read_frames
+    from longvie_core.media.read import read_frames
 
     low, high = np.percentile(disparity[:17], [5, 95])
     expected = ((high - disparity[7].clip(low, high)) / (high - low) * 255).astype(np.uint8)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longvie_core.conditioning import history_input
-from longvie_core.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
-from longvie_core.wan import WanConfig, WanModel, apply_rope, attention, rope_frequencies, sinusoidal_embedding
+from longvie_core.model.conditioning import history_input
+from longvie_core.model.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
+from longvie_core.model.wan import WanConfig, WanModel, apply_rope, attention, rope_frequencies, sinusoidal_embedding
 
 BACKBONE = WanConfig(
     dim=32, ffn_dim=48, num_heads=2, num_layers=4, text_dim=12, freq_dim=16, has_image_input=False

@@ -18,9 +18,12 @@ from PIL import Image
 from real_videos import real_video
 from test_video import encode, heard, number_in, numbered, tone
 
-from longvie_core.clips import ClipPlan
-from longvie_core.framing import Footage, crop
-from longvie_core.video import VideoWriter, concat, probe, read_frames
+from longvie_core.media.concat import concat
+from longvie_core.media.footage import Footage, crop
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.plan import ClipPlan
 
 WIDTH, HEIGHT = 32, 16
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)
@@ -216,7 +219,7 @@ class TestRead:
         converted = []
         whole = av.VideoFrame.to_ndarray
         monkeypatch.setattr(
-            "longvie_core.video._to_rgb",
+            "longvie_core.media.read._to_rgb",
             lambda path, info, number, frame: converted.append(number) or whole(frame, format="rgb24"),
         )
         for fit in ("stretch", "crop"):

@@ -22,13 +22,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from longvie_core.checkpoint import control_shapes, overlay_shapes, read_control, read_header, read_overlay
-from longvie_core.clips import ClipPlan
-from longvie_core.control.signal import load_clips_folder, write_clips_folder
-from longvie_core.dual_control import DualControlConfig
-from longvie_core.noise import UnifiedNoise
-from longvie_core.prompts import parse_prompts, prompt_for
-from longvie_core.run import ClipKey, Manifest, Run, check_run_name
+from longvie_core.control.clips_folder import load_clips_folder, write_clips_folder
+from longvie_core.model.dual_control import DualControlConfig
+from longvie_core.model.noise import UnifiedNoise
+from longvie_core.plan import ClipPlan
+from longvie_core.run.keys import ClipKey
+from longvie_core.run.manifest import Manifest
+from longvie_core.run.names import check_run_name
+from longvie_core.run.prompts import parse_prompts, prompt_for
+from longvie_core.run.store import Run
+from longvie_core.weights.control import control_shapes, read_control
+from longvie_core.weights.header import read_header
+from longvie_core.weights.overlay import overlay_shapes, read_overlay
 
 SIZE = 16
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=5, source_frames=13)

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from longvie_core.training import control_task, vae
-from longvie_core.training.graphs import GraphedLosses
+from longvie_core.training.loop.graphs import GraphedLosses
 from longvie_core.training.stages import TINY_BACKBONE, TINY_CONTROL, TINY_ROBUST
+from longvie_core.training.tasks import control as control_task
+from longvie_core.training.tasks import vae
 
 
 class HostTensors(TorchDispatchMode):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longvie_core.dual_control import DualControlConfig, torch_dual_control, velocity
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control, velocity
+from longvie_core.model.wan import WanBlock, WanConfig, WanModel, rope_frequencies
 from longvie_core.training.initialise import half_width_weights
-from longvie_core.wan import WanBlock, WanConfig, WanModel, rope_frequencies
 
 HEAD = 16
 BACKBONE = WanConfig(dim=64, ffn_dim=96, num_heads=4, num_layers=3, text_dim=12, freq_dim=16)

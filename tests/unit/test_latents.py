@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from longvie_core.cache import ControlCache
-from longvie_core.control.latents import LatentStore
+from longvie_core.disk.cache import ControlCache
+from longvie_core.run.control_latents import LatentStore
 
 SHAPE = (1, 16, 3, 4, 6)
 

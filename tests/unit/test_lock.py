@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from longvie_core.lock import exclusive
+from longvie_core.disk.lock import exclusive
 
 HOLD = """
 import sys
 from pathlib import Path
-from longvie_core.lock import exclusive
+from longvie_core.disk.lock import exclusive
 with exclusive(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     sys.stdin.read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from longvie_core.metrics import (
+from longvie_core.bench.metrics import (
     adjacent_differences,
     bootstrap_interval,
     colour_change,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from longvie_core.noise import FIRST_FRAME_SIGMA, NOISE_MODES, UnifiedNoise, blend_first_frame
+from longvie_core.model.noise import FIRST_FRAME_SIGMA, NOISE_MODES, UnifiedNoise, blend_first_frame
 
 SHAPE = (1, 16, 3, 6, 10)
 LARGE = (1, 16, 5, 44, 80)

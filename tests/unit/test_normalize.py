@@ -12,17 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.normalize import (
-    global_percentiles,
-    normalize,
-    normalized_frames,
-    to_uint8,
-    write_control,
-    write_control_per_clip,
-)
-from longvie_core.control.signal import Signal, SignalWriter
-from longvie_core.video import read_frames
+from longvie_core.control.normalize import normalize, normalized_frames, to_uint8, write_control, write_control_per_clip
+from longvie_core.control.percentiles import global_percentiles
+from longvie_core.control.raw_depth import RawDepth, RawDepthWriter
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data" / "depth_track.npz"
 LENGTHS = (1, 80, 81, 82, 100, 161, 250)
@@ -35,8 +29,8 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def signal_of(path: Path, frames: np.ndarray, kind: str = "disparity") -> Signal:
-    with SignalWriter(path, kind, Fraction(16)) as writer:
+def signal_of(path: Path, frames: np.ndarray, kind: str = "disparity") -> RawDepth:
+    with RawDepthWriter(path, kind, Fraction(16)) as writer:
         for frame in frames:
             writer.write(frame)
     return writer.signal()

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.depth import extract_depth
+from longvie_core.control.depth.engine import extract_depth
+from longvie_core.control.depth.parallax import FOCAL_PER_DIAGONAL, NEAREST, ParallaxDepth, ground, rays
 from longvie_core.control.normalize import write_control
-from longvie_core.control.parallax import FOCAL_PER_DIAGONAL, NEAREST, ParallaxDepth, ground, rays
-from longvie_core.video import read_frames
-from longvie_core.world import Scene, make_scene, render_frames
-from longvie_core.world_scene import Path as SolidPath
-from longvie_core.world_scene import Wave
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import Path as SolidPath
+from longvie_core.world.scene import Scene, Wave, make_scene
 
 cv2 = pytest.importorskip("cv2")
 

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from longvie_core.prefetch import ReadAhead
+from longvie_core.disk.read_ahead import ReadAhead
 
 
 @pytest.fixture

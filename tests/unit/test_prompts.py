@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longvie_core.prompts import KEYS, MAX_STRENGTH, REFERENCE_NEGATIVE, ClipPrompt, ClipStrengths, parse_prompts, prompt_for
+from longvie_core.model.clip import ClipStrengths
+from longvie_core.run.prompts import KEYS, MAX_STRENGTH, REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LINES = TEXTS.map(lambda text: " ".join(text.split())).filter(bool)

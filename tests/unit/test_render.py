@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvie_core.control.render import cover_resize, depth_to_z, point_colors, reference_grid, render_tracks
+from longvie_core.control.tracks.draw import cover_resize, depth_to_z, point_colors, reference_grid, render_tracks
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 

@@ -23,10 +23,16 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from longvie_core.clips import ClipPlan
-from longvie_core.files import check_space, is_disk_full, temporary_name, write_atomically
-from longvie_core.run import ClipKey, Manifest, Run, check_run_name, clip_range
-from longvie_core.video import concat, probe, read_frames
+from longvie_core.disk.atomic import temporary_name, write_atomically
+from longvie_core.disk.space import check_space, is_disk_full
+from longvie_core.media.concat import concat
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
+from longvie_core.run.keys import ClipKey
+from longvie_core.run.manifest import Manifest
+from longvie_core.run.names import check_run_name, clip_range
+from longvie_core.run.store import Run
 
 SIZE = 32
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 3 + 1)
@@ -351,7 +357,7 @@ class TestKilled:
             raise Crash
 
         run = Run(folder)
-        monkeypatch.setattr("longvie_core.run.save_file", crash)
+        monkeypatch.setattr("longvie_core.run.store.save_file", crash)
         with pytest.raises(Crash):
             save(run, 2, take=1, prompt="another")
         assert Run(folder).resume(KEYS).kept == 3
@@ -535,7 +541,7 @@ class TestLocked:
         def refuse(path: Path, *_: object) -> int:
             raise OSError(number, os.strerror(number), str(path))
 
-        monkeypatch.setattr("longvie_core.lock.os.open", refuse)
+        monkeypatch.setattr("longvie_core.disk.lock.os.open", refuse)
         with pytest.raises(ValueError, match=rf"run 'run' cannot be written or read \({os.strerror(number)}: .*run\.lock"):
             opened(folder)
 
@@ -716,7 +722,7 @@ class TestAssemble:
             made.append(len(paths))
             concat(paths, *rest, **more)
 
-        monkeypatch.setattr("longvie_core.run.concat", counted)
+        monkeypatch.setattr("longvie_core.run.store.concat", counted)
 
         def assemble(clips: int, metadata: dict | None = None) -> int:
             """How many times a video was joined for it, by a run that is opened anew."""

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longvie_core.anchor import AnchorSettings
-from longvie_core.clips import ClipPlan
-from longvie_core.run import ClipKey, Run
-from longvie_core.video import probe, write_wave
+from longvie_core.media.probe import probe
+from longvie_core.media.sound import write_wave
+from longvie_core.plan import ClipPlan
+from longvie_core.run.colour_anchor import AnchorSettings
+from longvie_core.run.keys import ClipKey
+from longvie_core.run.store import Run
 
 PLAN = ClipPlan(width=32, height=32, frames=9, source_frames=25)
 RATE = 8000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from longvie_core.schedule import add_noise, euler_step, flow_sigmas, nearest_step, timesteps, training_weights
+from longvie_core.model.schedule import add_noise, euler_step, flow_sigmas, nearest_step, timesteps, training_weights
 
 
 def test_four_steps_of_the_reference() -> None:

@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from longvie_core.training.trainer import TrainSettings, train
+from longvie_core.training.loop.trainer import TrainSettings, train
 
 
 class Task:

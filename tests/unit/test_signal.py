@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.signal import Control, Signal, SignalWriter, load_clips_folder, write_clips_folder
-from longvie_core.video import VideoWriter
+from longvie_core.control.clips_folder import load_clips_folder, write_clips_folder
+from longvie_core.control.control import Control
+from longvie_core.control.raw_depth import RawDepth, RawDepthWriter
+from longvie_core.media.write import VideoWriter
+from longvie_core.plan import ClipPlan
 
 WIDTH, HEIGHT = 32, 16
 PLAN = ClipPlan(width=WIDTH, height=HEIGHT, frames=9)
@@ -150,12 +152,12 @@ class TestControlPerClip:
 class TestSignal:
     def test_round_trip_without_knowing_the_length(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).standard_normal((123, 6, 8)).astype(np.float32)
-        with SignalWriter(tmp_path / "d.npy", "disparity", Fraction(24)) as writer:
+        with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(24)) as writer:
             for frame in frames:
                 writer.write(frame)
             assert not (tmp_path / "d.npy").exists()
         signal = writer.signal()
-        assert signal == Signal(tmp_path / "d.npy", "disparity", 123, 6, 8, Fraction(24))
+        assert signal == RawDepth(tmp_path / "d.npy", "disparity", 123, 6, 8, Fraction(24))
         np.testing.assert_array_equal(np.load(tmp_path / "d.npy", mmap_mode="r"), frames)  # a plain .npy
         np.testing.assert_array_equal(np.stack(list(signal.disparity(range(123)))), frames)
         np.testing.assert_array_equal(np.stack(list(signal.disparity(range(100, 120, 5)))), frames[100:120:5])
@@ -163,7 +165,7 @@ class TestSignal:
 
     def test_depth_becomes_its_inverse(self, tmp_path: Path) -> None:
         z = np.array([[0.5, 2, np.inf, 1e30]], np.float32)
-        with SignalWriter(tmp_path / "z.npy", "depth", Fraction(16)) as writer:
+        with RawDepthWriter(tmp_path / "z.npy", "depth", Fraction(16)) as writer:
             writer.write(z)
         (disparity,) = writer.signal().disparity(range(1))
         assert disparity.dtype == np.float32
@@ -173,7 +175,7 @@ class TestSignal:
     def test_depth_that_means_nothing(self, tmp_path: Path, value: float) -> None:
         frames = np.ones((3, 2, 4), np.float32)
         frames[1, 0, :3] = value
-        with SignalWriter(tmp_path / "z.npy", "depth", Fraction(16)) as writer:
+        with RawDepthWriter(tmp_path / "z.npy", "depth", Fraction(16)) as writer:
             for frame in frames:
                 writer.write(frame)
         with pytest.raises(ValueError, match=r"z.npy: frame 1 has 3 of 8 depth values .* positive, or infinite"):
@@ -181,7 +183,7 @@ class TestSignal:
 
     @pytest.mark.parametrize("value,ok", [(np.nan, False), (np.inf, False), (-1.0, True), (0.0, True)])
     def test_disparity_must_be_finite(self, tmp_path: Path, value: float, ok: bool) -> None:
-        with SignalWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
+        with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
             writer.write(np.array([[1, value]], np.float32))
         if ok:
             assert len(list(writer.signal().disparity(range(1)))) == 1
@@ -190,43 +192,43 @@ class TestSignal:
                 list(writer.signal().disparity(range(1)))
 
     def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError), SignalWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer:
+        with pytest.raises(RuntimeError), RawDepthWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer:
             writer.write(np.ones((2, 2), np.float32))
             raise RuntimeError
         with (
             pytest.raises(ValueError, match="no frame was written"),
-            SignalWriter(tmp_path / "d.npy", "depth", Fraction(16)),
+            RawDepthWriter(tmp_path / "d.npy", "depth", Fraction(16)),
         ):
             pass
         assert not list(tmp_path.iterdir())
 
     def test_bad_writes(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="kind 'metric' is not one of disparity, depth"):
-            SignalWriter(tmp_path / "d.npy", "metric", Fraction(16))
+            RawDepthWriter(tmp_path / "d.npy", "metric", Fraction(16))
         with pytest.raises(ValueError, match="needs the file name ending .npy"):
-            SignalWriter(tmp_path / "d.bin", "depth", Fraction(16))
+            RawDepthWriter(tmp_path / "d.bin", "depth", Fraction(16))
         message = r"frame 1 is \[3, 2\], expected \[2, 2\]"
         with (
             pytest.raises(ValueError, match=message),
-            SignalWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer,
+            RawDepthWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer,
         ):
             writer.write(np.ones((2, 2), np.float32))
             writer.write(np.ones((3, 2), np.float32))
         message = r"frame 0 is \[2, 2, 1\], expected \[H, W\]"
         with (
             pytest.raises(ValueError, match=message),
-            SignalWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer,
+            RawDepthWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer,
         ):
             writer.write(np.ones((2, 2, 1), np.float32))
 
     def test_numbers_outside(self, tmp_path: Path) -> None:
-        signal = Signal(tmp_path / "d.npy", "depth", 5, 2, 2, Fraction(16))
+        signal = RawDepth(tmp_path / "d.npy", "depth", 5, 2, 2, Fraction(16))
         for numbers in (range(3, 6), range(-1, 2), range(4, 1, -1)):
             with pytest.raises(ValueError, match=r"d.npy has frames 0 .. 4"):
                 signal.disparity(numbers)
 
     def test_files_that_are_not_the_signal(self, tmp_path: Path) -> None:
-        with SignalWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
+        with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
             for _ in range(5):
                 writer.write(np.ones((2, 3), np.float32))
         signal, path = writer.signal(), tmp_path / "d.npy"

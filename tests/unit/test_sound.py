@@ -10,7 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from longvie_core.video import VideoWriter, concat, cut_sound, has_sound, write_wave
+from longvie_core.media.concat import concat
+from longvie_core.media.sound import cut_sound, has_sound, write_wave
+from longvie_core.media.write import VideoWriter
 
 RATE, FPS, SIZE = 8000, 10, 16
 SECONDS = 4

@@ -8,10 +8,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from longvie_core.backends.diffusers import control_network
-from longvie_core.checkpoint import control_shapes, diffusers_backbone_config, overlay_shapes
-from longvie_core.dual_control import DualControlConfig
-from longvie_core.training.control_task import ControlledBackbone, exported, require_gradients
+from longvie_core.backends.diffusers.blocks import control_network
+from longvie_core.model.dual_control import DualControlConfig
+from longvie_core.model.wan import WanConfig
 from longvie_core.training.losses import LossWeights
 from longvie_core.training.stages import (
     CONTROL,
@@ -25,7 +24,10 @@ from longvie_core.training.stages import (
     TINY_ROBUST,
     changed,
 )
-from longvie_core.wan import WanConfig
+from longvie_core.training.tasks.control import ControlledBackbone, exported, require_gradients
+from longvie_core.weights.backbone import diffusers_backbone_config
+from longvie_core.weights.control import control_shapes
+from longvie_core.weights.overlay import overlay_shapes
 
 PUBLISHED_CONTROL = 2_633_637_888
 """Parameters of the published control.safetensors."""

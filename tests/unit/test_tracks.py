@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from longvie_core.clips import ClipPlan
-from longvie_core.control.render import reference_grid, render_tracks
-from longvie_core.control.signal import Control
-from longvie_core.control.tracks import (
-    FlowTracker,
-    LucasKanade,
-    Tracks,
+from longvie_core.control.control import Control
+from longvie_core.control.tracks.draw import reference_grid, render_tracks
+from longvie_core.control.tracks.flow import FlowTracker
+from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.types import Tracks
+from longvie_core.control.tracks.write import (
     clip_points,
     draw_clip,
     given_tracks,
@@ -25,8 +24,11 @@ from longvie_core.control.tracks import (
     write_given_tracks,
     write_tracks,
 )
-from longvie_core.video import VideoWriter, read_frames
-from longvie_core.world import grid_points, make_scene, render_frames, track
+from longvie_core.media.read import read_frames
+from longvie_core.media.write import VideoWriter
+from longvie_core.plan import ClipPlan
+from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.scene import make_scene
 
 WIDTH, HEIGHT = 96, 64
 CENTRE = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longvie_core.training.muon import MatrixMuon
-from longvie_core.training.trainer import Average, TrainSettings, generator_for, train
+from longvie_core.training.loop.ema import EMA
+from longvie_core.training.loop.muon import MatrixMuon
+from longvie_core.training.loop.trainer import TrainSettings, generator_for, train
 
 TRUTH = torch.tensor([[2.0, -1.0, 0.5]])
 
@@ -154,7 +155,7 @@ def test_settings_are_checked(changes: dict) -> None:
 def test_the_average_follows_the_weights() -> None:
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(0)
-    average = Average(network, 0.5)
+    average = EMA(network, 0.5)
     network.weight.data.fill_(8)
     for _ in range(3):
         average.update(network)

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from longvie_core.conditioning import first_frame_then_grey, frames_to_uint8, pixels_from_uint8
-from longvie_core.control.parallax import ParallaxDepth
-from longvie_core.control.tracks import LucasKanade
-from longvie_core.training.data import PAST_FRAMES, Clip, Preprocessing, SceneClips, VideoFolder
-from longvie_core.training.degradation import (
-    ColourDrift,
-    DepthDegradation,
-    FrameDegradation,
-    RoundTrips,
-    Tint,
-    degrade_depth,
-    vae_round_trip,
-)
-from longvie_core.training.latents import (
+from longvie_core.control.depth.parallax import ParallaxDepth
+from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.media.write import VideoWriter
+from longvie_core.model.conditioning import first_frame_then_grey, frames_to_uint8, pixels_from_uint8
+from longvie_core.training.data.scenes import SceneSet, SceneSettings, open_set
+from longvie_core.training.data.source import PAST_FRAMES, Clip, Preprocessing, SceneClips, VideoFolder
+from longvie_core.training.data.table import (
     ClipLatents,
     LatentTable,
     Start,
@@ -34,10 +27,18 @@ from longvie_core.training.latents import (
     start_pictures,
     window_of,
 )
-from longvie_core.training.scenes import SceneSet, SceneSettings, open_set
-from longvie_core.training.vae import tiny_vae
-from longvie_core.video import VideoWriter
-from longvie_core.world import make_scene, render_frames
+from longvie_core.training.degradation import (
+    ColourDrift,
+    DepthDegradation,
+    FrameDegradation,
+    RoundTrips,
+    Tint,
+    degrade_depth,
+    vae_round_trip,
+)
+from longvie_core.training.tasks.vae import tiny_vae
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
 
 SETTINGS = SceneSettings(width=32, height=32, clips=6, frames=5, grid=4)
 

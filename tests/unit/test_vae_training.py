@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from longvie_core.training.scenes import SceneSet, SceneSettings, film, main, open_set
-from longvie_core.training.trainer import TrainSettings, train
-from longvie_core.training.vae import (
+from longvie_core.training.data.scenes import SceneSet, SceneSettings, film, main, open_set
+from longvie_core.training.loop.trainer import TrainSettings, train
+from longvie_core.training.tasks.vae import (
     TINY_STAGES,
     Phase,
     VaeSettings,
@@ -23,7 +23,7 @@ from longvie_core.training.vae import (
     psnr,
     tiny_vae,
 )
-from longvie_core.training.vae import main as train_vae
+from longvie_core.training.tasks.vae import main as train_vae
 
 SETTINGS = SceneSettings(width=32, height=32, clips=2, frames=5, grid=4)
 

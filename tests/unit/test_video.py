@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvie_core.video import VideoWriter, concat, probe, read_frames, stretch
+from longvie_core.media.concat import concat
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames, stretch
+from longvie_core.media.write import VideoWriter
 
 WIDTH, HEIGHT, BITS = 96, 64, 8
 

@@ -7,17 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from longvie_core.world import (
-    Scene,
-    camera_at,
-    grid_points,
-    hit,
-    make_scene,
-    render,
-    render_frames,
-    solid_poses,
-    track,
-)
+from longvie_core.world.render import grid_points, hit, render, render_frames, track
+from longvie_core.world.scene import Scene, camera_at, make_scene, solid_poses
 
 WIDTH, HEIGHT = 97, 61
 TIMES = (0.0, 3.7, 41.2, 300.0)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvie_core.clips import ClipPlan
 from longvie_core.control.check import check_controls
-from longvie_core.control.signal import ClipsFolder, load_clips_folder
-from longvie_core.video import probe, read_frames
-from longvie_core.world import make_scene, render
-from longvie_core.world_clips import TrackGrid, write_scene_clips
+from longvie_core.control.clips_folder import ClipsFolder, load_clips_folder
+from longvie_core.media.probe import probe
+from longvie_core.media.read import read_frames
+from longvie_core.plan import ClipPlan
+from longvie_core.world.clips import TrackGrid, write_scene_clips
+from longvie_core.world.render import render
+from longvie_core.world.scene import make_scene
 
 WIDTH, HEIGHT, FRAMES, SPEED = 96, 64, 9, 3.0
 PLAN = ClipPlan(width=WIDTH, height=HEIGHT, frames=FRAMES, source_frames=8 * 3 + 1)

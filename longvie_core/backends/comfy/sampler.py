@@ -1,0 +1,140 @@
+"""One clip sampled by the host's guider and sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import comfy.conds
+import comfy.ldm.common_dit
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...model.clip import ClipInputs, ClipStrengths, HistorySettings
+from ...run.colour_anchor import AnchorSettings
+from .conditioning import Conditioning, VaeCodec, encode_clip_vision, with_control, with_image
+from .patch import check_image_branch
+
+# Sampling a clip
+
+
+@dataclass(frozen=True)
+class MultimodalSampler:
+    """Payload of LONGVIE_SAMPLER: host objects and settings, everything about sampling that is not the clip.
+
+    Args:
+        model: MODEL with control applied (:func:`apply_control`).
+        vae, clip_vision, sampler: host objects; ``clip_vision`` is ``None`` for a backbone without image branch.
+        sigmas: [steps + 1].
+        cfg: guidance scale.
+        history: what later clips see of the one before.
+        anchor: how strongly later clips are held to the first one's colours.
+    """
+
+    model: comfy.model_patcher.ModelPatcher
+    vae: object
+    clip_vision: object | None
+    sampler: comfy.samplers.Sampler
+    sigmas: Tensor
+    cfg: float
+    history: HistorySettings = field(default_factory=HistorySettings)
+    anchor: AnchorSettings = field(default_factory=AnchorSettings)
+
+    def __post_init__(self) -> None:
+        check_image_branch(self.model, self.clip_vision)
+
+    @property
+    def steps(self) -> int:
+        """Model evaluations of a first-order sampler."""
+        return len(self.sigmas) - 1
+
+
+ProgressHook = Callable[[int, int, Tensor], None]
+"""``(clip, step, current estimate of the clean latents)``, called after every step."""
+
+
+class ComfyBackend:
+    """:class:`longvie_core.model.clip.ClipBackend` on the host's sampler and VAE.
+
+    Args:
+        sampler: what samples.
+        text: ``clip number -> (positive, negative)`` CONDITIONING.
+        seed: seed that stochastic host samplers get, by clip number.
+        on_step: progress.
+        strengths: the clip's own control strengths, by clip number; the sampler's by default.
+    """
+
+    def __init__(
+        self,
+        sampler: MultimodalSampler,
+        text: Callable[[int], tuple[Conditioning, Conditioning]],
+        seed: Callable[[int], int],
+        on_step: ProgressHook | None = None,
+        strengths: Callable[[int], ClipStrengths] | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.text = text
+        self.seed = seed
+        self.on_step = on_step
+        self.strengths = strengths or (lambda _: ClipStrengths())
+        self.codec = VaeCodec(sampler.vae, sampler.model)
+        self.encode = self.codec.encode
+        self.encode_first_frame = self.codec.encode_first_frame
+        self.encode_image = self.codec.encode_image
+        self.decode = self.codec.decode
+
+    def sample(self, inputs: ClipInputs) -> Tensor:
+        """Latents [1, 16, f, h, w] of a clip, in the space that the host's VAE decodes."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        vision = None
+        if self.sampler.clip_vision is not None:
+            vision = encode_clip_vision(self.sampler.clip_vision, inputs.start_frame)
+        strengths = self.strengths(inputs.clip)
+        positive, negative = (
+            with_control(with_image(text, inputs.image, vision), inputs.dense, inputs.sparse, inputs.history, strengths)
+            for text in self.text(inputs.clip)
+        )
+        guider = comfy.samplers.CFGGuider(self.sampler.model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(self.sampler.cfg)
+
+        def callback(step: int, x0: Tensor, x: Tensor, total_steps: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if self.on_step is not None:
+                self.on_step(inputs.clip, step, x0)
+
+        samples = guider.sample(
+            inputs.noise,
+            torch.zeros_like(inputs.noise),
+            self.sampler.sampler,
+            self.sampler.sigmas,
+            callback=callback,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=self.seed(inputs.clip),
+        )
+        return samples.to(comfy.model_management.intermediate_device())
+
+
+def progress_over_clips(sampler: MultimodalSampler, clips: Sequence[int], preview_node: str) -> ProgressHook:
+    """One progress bar over all clips on the running node, and the host's preview of the running clip on ``preview_node``.
+
+    A preview on the running node itself would stay in front of the finished video that the node shows at the end.
+    """
+    bar = comfy.utils.ProgressBar(len(clips) * sampler.steps)
+    preview_bar = comfy.utils.ProgressBar(sampler.steps, node_id=preview_node)
+    previewer = latent_preview.get_previewer(sampler.model.load_device, sampler.model.model.latent_format)
+
+    def hook(clip: int, step: int, x0: Tensor) -> None:
+        bar.update_absolute((clip - clips[0]) * sampler.steps + step + 1)
+        if previewer is not None:
+            preview_bar.update_absolute(step + 1, preview=previewer.decode_latent_to_preview_image("JPEG", x0))
+
+    return hook

@@ -1,0 +1,1 @@
+"""Depth of a driving video, whatever it comes from."""

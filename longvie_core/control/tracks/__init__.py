@@ -1,0 +1,1 @@
+"""Point tracks of a driving video: followed, then drawn."""

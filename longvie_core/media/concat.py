@@ -1,0 +1,87 @@
+"""Clips joined into one video by stream copy: no picture is encoded again."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from ..disk.atomic import write_atomically
+from .probe import open_video, probe, video_stream
+from .sound import audio_packets
+from .write import MP4_OPTIONS
+
+
+def concat(
+    paths: Sequence[Path],
+    destination: Path,
+    *,
+    fps: Fraction,
+    audio_from: Path | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Join clips into one mp4 without encoding again: frame k of the result is shown at k / fps.
+
+    The result decodes to exactly the clips' frames, one clip after the other. It appears only when complete.
+
+    Args:
+        paths: clips with equal headers and without B-frames, as :class:`VideoWriter` writes them.
+        audio_from: file whose first audio stream is laid under the video from its start, copied where mp4 can hold it,
+            as AAC elsewhere, and cut to the video's length.
+        metadata: as for :class:`VideoWriter`.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the clip that is missing, damaged or different, or the file without audio.
+    """
+    if not paths:
+        raise ValueError(f"{destination}: there are no clips to join")
+    if destination.suffix.lower() != ".mp4":
+        raise ValueError(f"{destination}: joined clips need the file name ending .mp4")
+    seconds = sum(probe(path).frames for path in paths) / Fraction(fps)
+
+    def write(temporary: Path) -> None:
+        with av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as output:
+            output.metadata.update(metadata or {})
+            sources = [_joined_packets(paths, output, 1 / Fraction(fps))]
+            if audio_from is not None:
+                sources.append(audio_packets(audio_from, output, seconds))
+            # Interleaved by time, as players that stream expect it. The first packets are drawn before any is written,
+            # so that every stream is known when the header is.
+            for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
+                output.mux(packet)
+
+    write_atomically(destination, write)
+
+
+# --- joining ----------------------------------------------------------------------------------------------------
+
+
+def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer, step: Fraction) -> Iterator[av.Packet]:
+    """The clips' packets with frame k at ``k * step`` seconds."""
+    number, joined, headers = 0, None, None
+    for path in paths:
+        with open_video(path) as container:
+            stream = video_stream(path, container)
+            context = stream.codec_context
+            if joined is None:
+                joined = output.add_stream_from_template(stream, opaque=True)
+                joined.time_base = step
+                headers = (context.name, context.width, context.height, context.pix_fmt, context.extradata)
+            if (context.name, context.width, context.height, context.pix_fmt, context.extradata) != headers:
+                raise ValueError(
+                    f"{path} ({context.name}, {context.width}x{context.height}) was not encoded as {paths[0]} was, so "
+                    "they cannot be joined without encoding: give clips of one size and rate, written in one way"
+                )
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if packet.pts != packet.dts:
+                    raise ValueError(f"{path} has B-frames: clips to be joined must be written without them")
+                packet.stream, packet.time_base = joined, step
+                packet.pts = packet.dts = number
+                packet.duration = 1
+                number += 1
+                yield packet

@@ -1,0 +1,1 @@
+"""The papers' formulas: network, conditioning, noise, schedule."""

@@ -1,0 +1,1 @@
+"""Training clips: read or rendered, encoded once, kept in tables."""

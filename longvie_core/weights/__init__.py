@@ -1,0 +1,1 @@
+"""Weight files as they are published, read strictly."""

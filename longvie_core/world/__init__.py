@@ -1,0 +1,1 @@
+"""A procedural world whose depth and tracks are exactly known."""
