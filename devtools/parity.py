@@ -500,9 +500,7 @@ class PlainBackend(PlainCodec):
         def model(x: Tensor, timestep: Tensor, positive: bool) -> Tensor:
             text = self.texts[f"prompt {inputs.clip}" if positive else "negative"]
             x = torch.cat([x, y], dim=1)
-            return velocity(
-                self.backbone, self.control, x, timestep, text, features, inputs.dense, inputs.sparse, history
-            )
+            return velocity(self.backbone, self.control, x, timestep, text, features, inputs.dense, inputs.sparse, history)
 
         yield from sample_euler(model, latents, self.sigmas, self.cfg)
 

@@ -1,5 +1,4 @@
-"""Weight files without a GPU and without loading them whole: ``python -m longvie_core.checkpoint merge | convert``.
-"""
+"""Weight files without a GPU and without loading them whole: ``python -m longvie_core.checkpoint merge | convert``."""
 
 from __future__ import annotations
 

@@ -52,9 +52,7 @@ class ClipPlan:
             value = getattr(self, name)
             if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
                 lower = max(SIZE_MULTIPLE, value - value % SIZE_MULTIPLE)
-                raise ValueError(
-                    f"{name} {value} is not a multiple of {SIZE_MULTIPLE}: use {lower} or {lower + SIZE_MULTIPLE}"
-                )
+                raise ValueError(f"{name} {value} is not a multiple of {SIZE_MULTIPLE}: use {lower} or {lower + SIZE_MULTIPLE}")
         if self.frames < 5 or (self.frames - 1) % VAE_TIME_STRIDE:
             lower = max(5, self.frames - (self.frames - 1) % VAE_TIME_STRIDE)
             raise ValueError(

@@ -59,9 +59,7 @@ class LongVieLoadClips(io.ComfyNode):
     @classmethod
     def execute(cls, folder, width, height, fps, max_clips) -> io.NodeOutput:
         found = load_clips_folder(storage.input_folder(folder))
-        plan = ClipPlan(
-            width=width, height=height, frames=found.dense.frames, fps=Fraction(fps).limit_denominator(1001)
-        )
+        plan = ClipPlan(width=width, height=height, frames=found.dense.frames, fps=Fraction(fps).limit_denominator(1001))
         plan = plan.resolved(plan.stitched_frames(min(found.clips, max_clips or found.clips)))
         with Image.open(found.first_frame) as picture:
             first = storage.to_image(np.asarray(picture.convert("RGB"))[None])

@@ -220,12 +220,8 @@ class LongVieApplyControl(io.ComfyNode):
             HistorySettings(len(frames))
             past = codec.encode(frames[: encoded_history_frames(len(frames))])
         positive, negative = (
-            backend.with_control(
-                backend.with_image(text, image, clip_vision_output), dense_latents, sparse_latents, past
-            )
+            backend.with_control(backend.with_image(text, image, clip_vision_output), dense_latents, sparse_latents, past)
             for text in (positive, negative)
         )
-        latent = torch.zeros(
-            1, 16, plan.latent_frames, *plan.latent_size, device=comfy.model_management.intermediate_device()
-        )
+        latent = torch.zeros(1, 16, plan.latent_frames, *plan.latent_size, device=comfy.model_management.intermediate_device())
         return io.NodeOutput(patched, positive, negative, {"samples": latent})

@@ -186,9 +186,7 @@ class LongVieSampleClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, sampler, plan, prompts, noise, first_frame, dense=None, sparse=None, state=None
-    ) -> io.NodeOutput:
+    def execute(cls, sampler, plan, prompts, noise, first_frame, dense=None, sparse=None, state=None) -> io.NodeOutput:
         plan = check_controls(plan, dense, sparse)
         if state is None:
             clip, carry = 0, Carry(storage.to_frame(first_frame, plan)[None], first=True)
@@ -199,6 +197,4 @@ class LongVieSampleClip(io.ComfyNode):
         (result,) = runner.generate(plan, carry, dense, sparse)
         tail = Path(folder_paths.get_temp_directory()) / "longvie" / f"tail_{time.time_ns()}.safetensors"
         storage.write_tail(tail, result.carry)
-        return io.NodeOutput(
-            ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents}
-        )
+        return io.NodeOutput(ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents})

@@ -60,9 +60,7 @@ def load_clips_folder(folder: Path) -> ClipsFolder:
                 raise ValueError(f"{listing}: entry {number} has no text under the key {key!r}")
             values.append(entry[key])
     videos = {
-        key: [
-            _inside(folder, name, f"{key!r} of entry {number} in cond.json") for number, name in enumerate(fields[key])
-        ]
+        key: [_inside(folder, name, f"{key!r} of entry {number} in cond.json") for number, name in enumerate(fields[key])]
         for key in ("depth", "track")
     }
     dense, sparse = Control.from_clips(videos["depth"], "dense"), Control.from_clips(videos["track"], "sparse")
@@ -107,9 +105,7 @@ def write_clips_folder(
         parts = {"prompt": text, "depth": depths, "tracks": tracks}
         missing = [name for name, part in parts.items() if part is ended]
         if missing:
-            raise ValueError(
-                f"{folder}: clip {clip + 1} has no {' and no '.join(missing)}: give one of each for every clip"
-            )
+            raise ValueError(f"{folder}: clip {clip + 1} has no {' and no '.join(missing)}: give one of each for every clip")
         entry = {"text": text, "depth": f"depth_{clip:02d}.mp4", "track": f"track_{clip:02d}.mp4"}
         _write_clip(folder / entry["depth"], depths, fps)
         _write_clip(folder / entry["track"], tracks, fps)

@@ -36,9 +36,7 @@ def to_uint8(normalized: np.ndarray) -> np.ndarray:
     return (normalized * 255).astype(np.uint8)
 
 
-def normalized_frames(
-    signal: RawDepth, length: int, percentiles: tuple[float, float] = PERCENTILES
-) -> Iterator[np.ndarray]:
+def normalized_frames(signal: RawDepth, length: int, percentiles: tuple[float, float] = PERCENTILES) -> Iterator[np.ndarray]:
     """The first ``length`` frames of a signal as 8-bit control, grey [H, W], near = black.
 
     The percentiles are those of these frames only, as in the released code: what the tail rule drops does not count.

@@ -100,8 +100,7 @@ class VideoWriter:
         """Append one frame, uint8 RGB [H, W, 3]."""
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ValueError(
-                f"{self.path}: frame {self.frames} is {frame.dtype} {list(frame.shape)}, "
-                f"expected uint8 {list(self._shape)}"
+                f"{self.path}: frame {self.frames} is {frame.dtype} {list(frame.shape)}, expected uint8 {list(self._shape)}"
             )
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
         if self._h264:

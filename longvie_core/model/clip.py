@@ -30,6 +30,7 @@ class ClipStrengths:
     dense: float | None = None
     sparse: float | None = None
 
+
 TAIL_FRAMES = 17
 """Frames of a clip that are kept for the next one: the longest history that is offered."""
 

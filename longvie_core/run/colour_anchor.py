@@ -70,9 +70,7 @@ def anchor_pixels(pixels: np.ndarray, reference: np.ndarray, strength: float) ->
     own = pixel_statistics(frames_to_uint8(frame) for frame in pixels)
     frames, height, width, _ = pixels.shape
     # A factor for every value of a row: numpy is ten times as slow at rows of three.
-    gain, offset = (
-        np.tile(value.astype(np.float32), width)[:, None] for value in correction(own, reference, strength, frames)
-    )
+    gain, offset = (np.tile(value.astype(np.float32), width)[:, None] for value in correction(own, reference, strength, frames))
     anchored = pixels.reshape(frames, height, -1) * gain
     anchored += offset
     return anchored.reshape(pixels.shape)

@@ -101,9 +101,7 @@ def _recognised(keys: set[str], name: str) -> tuple[KeyNames, bool]:
     for mark, found in marks.items():
         if mark in keys:
             return found
-    raise ValueError(
-        f"{name} is neither a Wan backbone nor a Wan 2.1 VAE (it has {', '.join(sorted(keys)[:MAX_NAMED])}, ...)"
-    )
+    raise ValueError(f"{name} is neither a Wan backbone nor a Wan 2.1 VAE (it has {', '.join(sorted(keys)[:MAX_NAMED])}, ...)")
 
 
 def _folder_files(folder: Path) -> list[Path]:

@@ -158,6 +158,7 @@ def write_safetensors(out: Path, entries: Iterable[tuple[str, str, tuple[int, ..
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+
     def write(path: Path) -> None:
         with path.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)

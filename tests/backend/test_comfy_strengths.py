@@ -203,15 +203,11 @@ def test_a_clips_own_strengths_replace_the_samplers(
     dense, sparse = backend.ModalityRange(0.7, 0.0, 0.6), backend.ModalityRange(1.5, 0.3, 1.0)
     model = shifted(tiny.model)
     (ours,) = sampled(backend.apply_control(model, tiny.control, dense, sparse), vae, clip, {0: own}).values()
-    expected = backend.apply_control(
-        model, tiny.control, replace(dense, strength=as_if[0]), replace(sparse, strength=as_if[1])
-    )
+    expected = backend.apply_control(model, tiny.control, replace(dense, strength=as_if[0]), replace(sparse, strength=as_if[1]))
     assert torch.equal(ours, ksampler(expected, clip, 3.0))
 
 
-def test_clips_of_different_strength_share_one_model(
-    tiny: Rig, vae: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clips_of_different_strength_share_one_model(tiny: Rig, vae: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """No clone, no patch and no wrapper more, and no clip leaves anything behind for the next."""
     clip = make_clip(history=2)
     patched = backend.apply_control(shifted(tiny.model), tiny.control)

@@ -69,9 +69,7 @@ class FaultyHosts:
 
 
 @pytest.fixture(scope="module")
-def faulty(
-    comfyui_path: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FaultyHosts]:
+def faulty(comfyui_path: Path, tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHosts]:
     base = tmp_path_factory.mktemp("faulty")
     request = base / "fault.json"
     hosts = make_hosts(comfyui_path, base, tiny_models, extra_packs=[FAULT_PACK], env={"LONGVIE_FAULT": str(request)})
@@ -216,9 +214,7 @@ def fill(folder: Path, leave: int) -> Path:
 
 
 @pytest.mark.parametrize("room", ["none", "latents"])
-def test_a_real_disk_that_fills_up_meanwhile(
-    faulty: FaultyHosts, reference: RunFolder, half: RunFolder, room: str
-) -> None:
+def test_a_real_disk_that_fills_up_meanwhile(faulty: FaultyHosts, reference: RunFolder, half: RunFolder, room: str) -> None:
     """Somebody else fills it while clip 3 is sampled: up to the last byte, or so that only its latents have room."""
     host = faulty.alive()
     folder = folder_of(faulty, f"disk with room for {room}")

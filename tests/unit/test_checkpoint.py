@@ -175,7 +175,6 @@ class TestControlFile:
         with pytest.raises(ValueError, match=r"control\.safetensors"):
             read_control(write_small(tmp_path, tensors))
 
-
     @pytest.mark.parametrize(("dim", "control_dim", "ffn_dim"), [(0, 128, 8), (2**62, 0, 8), (0, 128, 2**62)])
     def test_empty_tensors_of_any_claimed_width_are_refused(
         self, dim: int, control_dim: int, ffn_dim: int, tmp_path: Path
@@ -370,9 +369,7 @@ class Merge:
             )
             for key, value in state.items()
         } | more
-        self.patch = {
-            key: torch.randn(shape, generator=generator).bfloat16() for key, shape in overlay_shapes(3, 32).items()
-        }
+        self.patch = {key: torch.randn(shape, generator=generator).bfloat16() for key, shape in overlay_shapes(3, 32).items()}
         self.base, self.overlay, self.out = (folder / f"{name}.safetensors" for name in ("wan", "dit", "merged"))
         save_file(self.state, self.base, metadata={"format": "pt", "modelspec.title": "Wan «2.1»"})
         save_file(self.patch, self.overlay, metadata={"format": "pt", "from": "overlay"})
@@ -513,9 +510,7 @@ class TestRefusedMerge:
         merge.base.write_bytes(b"")
         self.refused(merge, r"wan\.safetensors is not a readable safetensors file")
 
-    def test_a_full_disk_leaves_nothing_and_an_older_result_alone(
-        self, merge: Merge, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_full_disk_leaves_nothing_and_an_older_result_alone(self, merge: Merge, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(_descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
@@ -538,9 +533,7 @@ class TestCommandLine:
         command = [sys.executable, "-m", "longvie_core.checkpoint", "merge", merge.base, merge.overlay, merge.out]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.strip() == (
-            f"{merge.out}: 30 self-attention tensors of dit.safetensors merged into wan.safetensors"
-        )
+        assert done.stdout.strip() == (f"{merge.out}: 30 self-attention tensors of dit.safetensors merged into wan.safetensors")
         assert load_file(merge.out).keys() == merge.state.keys()
 
     @pytest.mark.parametrize("missing", ["base", "overlay"])

@@ -55,9 +55,7 @@ STAGE = Stage(
     timesteps=TINY_JOINT.timesteps,
     streams=TINY_JOINT.streams,
     depth=DepthDegradation(probability=0.5, kernels=(3, 5)),
-    first_frame=FrameDegradation(
-        probability=0.5, round_trip_share=1.0, round_trips=(0, 1), round_trip_weights=(1.0, 3.0)
-    ),
+    first_frame=FrameDegradation(probability=0.5, round_trip_share=1.0, round_trips=(0, 1), round_trip_weights=(1.0, 3.0)),
     histories=(0, 5),
     variants=2,
     checkpointing=False,

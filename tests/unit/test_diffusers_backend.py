@@ -87,9 +87,7 @@ def sample(image: bool, history: int = 2, batch: int = 1, dtype: torch.dtype = t
         "history": gaussian(6, (batch, 16, history, 4, 6)) if history else None,
         "clip_features": gaussian(7, (batch, 257, 1280)) if image else None,
     }
-    return {
-        key: value if value is None or key == "timestep" else value.to(dtype) for key, value in values.items()
-    }
+    return {key: value if value is None or key == "timestep" else value.to(dtype) for key, value in values.items()}
 
 
 def by_plain_torch(plain, control, given: dict, strengths: Strengths | None = None) -> Tensor:
@@ -237,9 +235,7 @@ def test_missing_features_and_foreign_networks_are_named(tmp_path: Path) -> None
 
 def test_overlay_replaces_self_attention_alone(nets, tmp_path: Path) -> None:
     plain, _, backbone_file, _ = nets
-    overlay = {
-        key: torch.full(shape, 0.5) for key, shape in overlay_shapes(BACKBONE.num_layers, BACKBONE.dim).items()
-    }
+    overlay = {key: torch.full(shape, 0.5) for key, shape in overlay_shapes(BACKBONE.num_layers, BACKBONE.dim).items()}
     save_file(overlay, tmp_path / "dit.safetensors")
     state = original_state(backend.load_backbone(backbone_file, tmp_path / "dit.safetensors"))
     for key, value in plain.state_dict().items():

@@ -17,9 +17,7 @@ from longvie_core.model.conditioning import history_input
 from longvie_core.model.dual_control import DualControl, DualControlConfig, Strengths, torch_dual_control, velocity
 from longvie_core.model.wan import WanConfig, WanModel, apply_rope, attention, rope_frequencies, sinusoidal_embedding
 
-BACKBONE = WanConfig(
-    dim=32, ffn_dim=48, num_heads=2, num_layers=4, text_dim=12, freq_dim=16, has_image_input=False
-)
+BACKBONE = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=4, text_dim=12, freq_dim=16, has_image_input=False)
 CONTROL = DualControlConfig(dim=32, control_dim=16, ffn_dim=24, num_heads=1, num_layers=3, image=False)
 FRAMES, HEIGHT, WIDTH = 3, 4, 6
 TOKENS_A_FRAME = HEIGHT * WIDTH // 4

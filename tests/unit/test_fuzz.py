@@ -52,14 +52,7 @@ ODD_TEXT = (
     | st.text(st.characters(), max_size=4)
     | st.sampled_from(["", "\0", "\ud800", "a" * 300, "é" * 200, "../x", "/etc/passwd", "..\\..\\x", "C:\\x", "CON", "1e99"])
 )
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.sampled_from([2**63, -(2**64), 10**400])
-    | st.floats()
-    | ODD_TEXT
-)
+SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from([2**63, -(2**64), 10**400]) | st.floats() | ODD_TEXT
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ODD_TEXT, inner, max_size=3), max_leaves=6
 )

@@ -53,9 +53,7 @@ def assert_equals_numpy(values: np.ndarray, percentiles: tuple[float, float] = (
 class TestPercentiles:
     @settings(max_examples=300, deadline=None)
     @given(
-        values=hnp.arrays(
-            np.float32, st.integers(1, 60), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)
-        ),
+        values=hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(allow_nan=False, allow_infinity=False, width=32)),
         percentiles=st.tuples(st.floats(0, 100), st.floats(0, 100)).map(sorted).filter(lambda pair: pair[0] < pair[1]),
     )
     def test_any_values_and_percentiles(self, values: np.ndarray, percentiles: list[float]) -> None:
@@ -155,9 +153,7 @@ class TestReleasedCode:
         np.testing.assert_array_equal(got, (expected * 255).astype(np.uint8))
 
     @pytest.mark.parametrize("length", [length for length in LENGTHS if length >= 81])
-    def test_clips_read_back_from_the_control_video(
-        self, golden: dict[str, np.ndarray], length: int, tmp_path: Path
-    ) -> None:
+    def test_clips_read_back_from_the_control_video(self, golden: dict[str, np.ndarray], length: int, tmp_path: Path) -> None:
         signal = signal_of(tmp_path / "depth.npy", golden[f"depth{length}.in"])
         control = write_control(signal, ClipPlan(), tmp_path / "dense.mkv")
         plan = ClipPlan(source_frames=length)
@@ -184,9 +180,7 @@ class TestWriteControl:
             control = write_control(signal, plan, tmp_path / f"{tail}.mkv")
             assert control.frames == length
             low, high = np.percentile(frames[:length], [5, 95])
-            expected = ((high - np.clip(frames[:length].astype(np.float64), low, high)) / (high - low) * 255).astype(
-                np.uint8
-            )
+            expected = ((high - np.clip(frames[:length].astype(np.float64), low, high)) / (high - low) * 255).astype(np.uint8)
             got = np.stack(list(read_frames(control.paths[0], range(length))))
             np.testing.assert_array_equal(got, np.repeat(expected[..., None], 3, axis=-1))
 

@@ -81,9 +81,7 @@ class TestContinuousControl:
         assert len(set(digests)) == 3
 
         longer = Control.from_video(video(tmp_path / "b.mkv", np.concatenate([frames, pictures(8, seed=1)])), "dense")
-        assert [
-            longer.digest(PLAN.resolved(33), clip) for clip in range(3)
-        ] == digests  # appended frames change nothing
+        assert [longer.digest(PLAN.resolved(33), clip) for clip in range(3)] == digests  # appended frames change nothing
 
         frames[20] ^= 1
         changed = Control.from_video(video(tmp_path / "c.mkv", frames), "dense")
@@ -139,9 +137,7 @@ class TestControlPerClip:
 
     def test_the_plan_must_fit_the_files(self, tmp_path: Path) -> None:
         control = Control.from_clips([video(tmp_path / "t0.mkv", pictures(9))], "sparse")
-        with pytest.raises(
-            ValueError, match=r"t0.mkv has 9 frames, but the plan's clips have 17.* set frames per clip to 9"
-        ):
+        with pytest.raises(ValueError, match=r"t0.mkv has 9 frames, but the plan's clips have 17.* set frames per clip to 9"):
             control.window(ClipPlan(WIDTH, HEIGHT, 17, source_frames=17), 0)
         with pytest.raises(ValueError, match="the plan's clips have 17"):
             control.length(17, 1)

@@ -395,9 +395,7 @@ class TestWriting:
         with pytest.raises(ValueError, match=message):
             VideoWriter(tmp_path / name, width, 32, Fraction(16), **settings)
 
-    @pytest.mark.parametrize(
-        "frame", [np.zeros((32, 48, 3), np.uint8), np.zeros((32, 32, 3)), np.zeros((32, 32), np.uint8)]
-    )
+    @pytest.mark.parametrize("frame", [np.zeros((32, 48, 3), np.uint8), np.zeros((32, 32, 3)), np.zeros((32, 32), np.uint8)])
     def test_bad_frames(self, tmp_path: Path, frame: np.ndarray) -> None:
         message = r"a.mp4: frame 0 is .* expected uint8 \[32, 32, 3\]"
         with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a.mp4", 32, 32, Fraction(16)) as writer:

@@ -50,9 +50,7 @@ def with_control(
     if history is not None:
         # A list: context windows slice tensors whose frame count happens to be the clip's.
         extra[HISTORY] = comfy.conds.CONDList([history])
-    return [
-        [text, {**values, "model_conds": {**values.get("model_conds", {}), **extra}}] for text, values in conditioning
-    ]
+    return [[text, {**values, "model_conds": {**values.get("model_conds", {}), **extra}}] for text, values in conditioning]
 
 
 def with_image(conditioning: Conditioning, image_latents: Tensor, clip_vision_output: object | None) -> Conditioning:

@@ -68,9 +68,7 @@ class SamplingSettings:
 
 def own_strengths(default: Strengths, own: ClipStrengths) -> Strengths:
     """A clip's own strengths, those of the settings where it has none."""
-    return Strengths(
-        default.dense if own.dense is None else own.dense, default.sparse if own.sparse is None else own.sparse
-    )
+    return Strengths(default.dense if own.dense is None else own.dense, default.sparse if own.sparse is None else own.sparse)
 
 
 class DiffusersBackend:

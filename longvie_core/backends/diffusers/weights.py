@@ -67,9 +67,7 @@ def original_state(net: WanTransformer3DModel | AutoencoderKLWan) -> dict[str, T
     return {names.to_original(key): value for key, value in net.state_dict().items()}
 
 
-def load_control(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> DualControl:
+def load_control(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DualControl:
     """The control network from a file of any known layout.
 
     Raises:
@@ -82,9 +80,7 @@ def load_control(
     return net.eval()
 
 
-def load_vae(
-    path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> AutoencoderKLWan:
+def load_vae(path: Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AutoencoderKLWan:
     """The Wan 2.1 VAE from an original file or from a diffusers folder.
 
     Raises:

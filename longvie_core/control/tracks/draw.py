@@ -101,8 +101,7 @@ def depth_to_z(dense: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if dense.dtype != np.uint8 or dense.ndim != 4 or dense.shape[-1] != 3 or 0 in dense.shape:
         raise ValueError(
-            f"the dense control is {dense.dtype} {list(dense.shape)}: "
-            "give 8-bit RGB frames, uint8 [frames, height, width, 3]"
+            f"the dense control is {dense.dtype} {list(dense.shape)}: give 8-bit RGB frames, uint8 [frames, height, width, 3]"
         )
     low, high = int(dense.min()), int(dense.max())
     if low == high:

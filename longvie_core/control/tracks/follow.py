@@ -18,9 +18,7 @@ HINDSIGHT = 2
 template is taken from that long ago."""
 
 
-def follow(
-    frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray, begin: Callable[[np.ndarray], Followed]
-) -> Tracks:
+def follow(frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray, begin: Callable[[np.ndarray], Followed]) -> Tracks:
     """Check frames and points, and take what ``begin`` makes of the checked points through the clip."""
     _check_frames(frames)
     points = _checked_points(points)

@@ -88,9 +88,7 @@ def film(settings: SceneSettings, video: int) -> Mapping[str, np.ndarray]:
                 writer.write(frame.disparity)
         dense = list(normalized_frames(writer.signal(), plan.source_frames))
     windows = clip_windows(plan, iter(dense))
-    sparse = [
-        list(scene_tracks(scene, plan, clip, window, settings.track_grid, rate)) for clip, window in enumerate(windows)
-    ]
+    sparse = [list(scene_tracks(scene, plan, clip, window, settings.track_grid, rate)) for clip, window in enumerate(windows)]
     return {"rgb": np.stack(rgb), "dense": np.stack(dense), "sparse": np.array(sparse)}
 
 
