@@ -38,6 +38,7 @@ from longvie_core.model.noise import UnifiedNoise
 from longvie_core.model.schedule import flow_sigmas
 from longvie_core.plan import ClipPlan
 from longvie_core.run.colour_anchor import AnchorSettings
+from longvie_core.run.job import LoopSettings, Script
 from longvie_core.run.loop import Carry, generate
 from longvie_core.training.data.scenes import SceneSettings, film
 from longvie_core.training.data.table import WholeClipCodec
@@ -249,9 +250,8 @@ def make_backend(weights: Weights, strengths: Strengths, degradation: bool = Tru
         if degradation
         else load_networks(weights.backbone, weights.undegraded_overlay, weights.undegraded_control)
     )
-    text = torch.zeros(1, 1, networks[0].config.text_dim)
     settings = SamplingSettings(flow_sigmas(STEPS), cfg=1, strengths=strengths)
-    return DiffusersBackend(*networks, load_codec(weights.vae), settings, lambda _: (text, text))
+    return DiffusersBackend(*networks, load_codec(weights.vae), settings)
 
 
 # ---- scenes
@@ -311,18 +311,9 @@ def make_video(
     Args:
         first: the given first frame, uint8 [H, W, 3].
     """
-    carry = Carry(first[None], first=True)
-    results = generate(
-        plan,
-        range(clips),
-        carry,
-        controls.dense,
-        controls.sparse,
-        noise.for_clip,
-        backend,
-        backend.settings.history,
-        anchor=anchor,
-    )
+    script = Script(plan, controls.dense, controls.sparse, first)
+    settings = LoopSettings(noise, anchor=anchor or AnchorSettings())
+    results = generate(script, range(clips), Carry.before_first(first), backend, settings, read_text=lambda _: None)
     return np.concatenate([result.frames[plan.kept_frames(result.clip).start :] for result in results])
 
 

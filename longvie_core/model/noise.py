@@ -13,8 +13,6 @@ NOISE_MODES = ("unified", "per clip", "global + alpha * N(0,1)")
 FIRST_FRAME_SIGMA = 25 / 27
 """The reference's constant 0.925926: how much of the noise stays in the first latent frame of clips after the first."""
 
-LATENT_CHANNELS = 16
-
 
 def gaussian(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 noise from a CPU generator of its own: the same on every machine, global state untouched."""
@@ -51,6 +49,11 @@ class UnifiedNoise:
             raise ValueError(f"noise mode {self.mode!r} is not one of: {', '.join(NOISE_MODES)}")
         if self.alpha < 0:
             raise ValueError(f"noise alpha {self.alpha} is negative: use 0 or more (P1 used 0.05)")
+
+    @property
+    def description(self) -> str:
+        """The settings that change the noise, in words."""
+        return f"seed {self.seed}, {self.mode}" + (f", alpha {self.alpha}" if self.mode == NOISE_MODES[2] else "")
 
     def for_clip(self, clip: int, shape: tuple[int, ...], seed_offset: int = 0) -> Tensor:
         """A fresh float32 CPU tensor of ``shape`` [B, 16, f, h, w] for clip ``clip``; equal calls give equal bits.

@@ -96,8 +96,10 @@ def test_a_clip_with_an_image_branch(tiny_image: Rig, vae: object, clip_vision: 
     sampler = backend.MultimodalSampler(
         patched, vae, clip_vision, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), 3.0
     )
-    loop = backend.ComfyBackend(sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED)
-    inputs = ClipInputs(1, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise)
+    loop = backend.ComfyBackend(sampler)
+    inputs = ClipInputs(
+        1, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise, (clip.positive, clip.negative), SEED
+    )
     ours = loop.sample(inputs)
     assert torch.equal(ours, ksampler(patched, clip, 3.0))
     other = replace(clip, vision=backend.encode_clip_vision(clip_vision, picture(32, 48, seed=1)))

@@ -57,12 +57,14 @@ def patched_model(rig: Rig, sigma: float = 25 / 27, **ranges: backend.ModalityRa
 def one_clip_backend(patched, vae, cfg: float, clip: Clip, **options) -> backend.ComfyBackend:
     """What the clip loop samples with; CLIP vision is a stand-in that the caller replaces where the model needs it."""
     sampler = backend.MultimodalSampler(patched, vae, None, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), cfg)
-    return backend.ComfyBackend(sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED, **options)
+    return backend.ComfyBackend(sampler, **options)
 
 
 def clip_inputs(clip: Clip, number: int = 3) -> ClipInputs:
     frame = np.zeros((32, 48, 3), dtype=np.uint8)
-    return ClipInputs(number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise)
+    return ClipInputs(
+        number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise, (clip.positive, clip.negative), SEED
+    )
 
 
 def tensors_of(clip: Clip) -> dict[str, Tensor]:

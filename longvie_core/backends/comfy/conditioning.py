@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import comfy.conds
-import comfy.ldm.common_dit
-import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
-import comfy.patcher_extension
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import node_helpers
 import numpy as np
 import torch

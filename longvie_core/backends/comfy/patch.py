@@ -13,20 +13,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import comfy.conds
 import comfy.ldm.common_dit
-import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy.ldm.wan.model import WanModel, sinusoidal_embedding_1d
 from torch import Tensor
 
-from ...model.clip import ClipStrengths
+from ...model.clip import ClipStrengths, ModalityRange
 from ...model.conditioning import history_input
 from ...model.dual_control import DualControl, DualControlConfig, Streams, Strengths
 from ...model.noise import FIRST_FRAME_SIGMA, blend_first_frame
@@ -44,29 +38,6 @@ SIGMA_ROUNDING = 1e-6
 
 
 # Control on a MODEL
-
-
-@dataclass(frozen=True)
-class ModalityRange:
-    """Strength of one modality and the part of the sampling in which it acts.
-
-    Args:
-        strength: weight in ``Combine_b(s_d * dense + s_s * sparse)``; 0 = off, not even computed.
-        start_percent, end_percent: part of the schedule, 0 = first step, 1 = last.
-
-    Raises:
-        ValueError: the range is empty or outside 0 .. 1.
-    """
-
-    strength: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start_percent <= self.end_percent <= 1:
-            raise ValueError(
-                f"control range {self.start_percent} .. {self.end_percent} is not within 0 .. 1 with start before end"
-            )
 
 
 @dataclass(frozen=True)
@@ -331,13 +302,5 @@ def check_fit(backbone: WanModel, config: DualControlConfig) -> None:
     Raises:
         ValueError: naming the numbers that differ.
     """
-    pairs = {
-        "width": (config.dim, backbone.dim),
-        "head width": (config.head_dim, backbone.dim // backbone.num_heads),
-        "image branch": (config.image, backbone.img_emb is not None),
-    }
-    wrong = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if config.num_layers > len(backbone.blocks):
-        wrong.append(f"{config.num_layers} controlled blocks against {len(backbone.blocks)} in all")
-    if wrong:
-        raise ValueError(f"control network and backbone do not fit: {', '.join(wrong)}. Use the pair that belongs together")
+    head_dim = backbone.dim // backbone.num_heads
+    config.check_backbone(backbone.dim, head_dim, backbone.img_emb is not None, len(backbone.blocks))
