@@ -10,7 +10,6 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from harness import Rig, largest, text_conditioning
 
 from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.backends import comfy as comfy_backend
@@ -21,6 +20,7 @@ from longvie_core.model.noise import UnifiedNoise
 from longvie_core.model.schedule import flow_sigmas
 from longvie_core.plan import ClipPlan
 from longvie_core.run.loop import Carry, ClipResult, generate
+from tests.helpers.harness import Rig, largest, text_conditioning
 
 PLAN = ClipPlan(width=64, height=48, frames=9, source_frames=17)
 SIGMAS = flow_sigmas(4)
