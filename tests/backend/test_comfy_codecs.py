@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from comfy.clip_vision import ClipVisionModel
-from harness import SEED, Rig, ksampler, largest, make_clip, shifted, simple_sigmas
 
 from devtools.tiny import randomize
 from longvie_core.backends import comfy as backend
 from longvie_core.model.clip import ClipInputs
 from longvie_core.model.conditioning import encoded_history_frames
+from tests.helpers.harness import SEED, Rig, ksampler, largest, make_clip, shifted, simple_sigmas
 
 SIZE = 224
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])

@@ -11,7 +11,14 @@ import latent_preview
 import numpy as np
 import pytest
 import torch
-from harness import (
+from torch import Tensor
+
+from longvie_core.backends import comfy as backend
+from longvie_core.model.clip import ClipInputs
+from longvie_core.model.conditioning import image_condition
+from longvie_core.model.noise import UnifiedNoise, initial_latents
+from longvie_core.model.schedule import flow_sigmas, sample_euler
+from tests.helpers.harness import (
     SEED,
     SHIFT,
     STEPS,
@@ -27,13 +34,6 @@ from harness import (
     simple_sigmas,
     text_conditioning,
 )
-from torch import Tensor
-
-from longvie_core.backends import comfy as backend
-from longvie_core.model.clip import ClipInputs
-from longvie_core.model.conditioning import image_condition
-from longvie_core.model.noise import UnifiedNoise, initial_latents
-from longvie_core.model.schedule import flow_sigmas, sample_euler
 
 LOOP_TOLERANCE = 2e-4
 """Eight steps of a random network in latent units; the result's standard deviation is about 1."""

@@ -6,7 +6,6 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from harness import Rig
 
 from longvie_core.backends import comfy as backend
 from longvie_core.disk.cache import ControlCache
@@ -14,6 +13,7 @@ from longvie_core.model.clip import ClipInputs
 from longvie_core.plan import ClipPlan
 from longvie_core.run.control_latents import LatentStore, control_latents
 from longvie_core.run.loop import Carry
+from tests.helpers.harness import Rig
 from tests.helpers.loops import generated
 
 PLAN = ClipPlan(width=32, height=16, frames=9, source_frames=9 + 8)

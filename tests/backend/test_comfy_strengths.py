@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import (
+
+from longvie_core.backends import comfy as backend
+from longvie_core.model.clip import ClipInputs, ClipStrengths
+from tests.helpers.harness import (
     HOST_TOLERANCE,
     SEED,
     STEPS,
@@ -26,9 +29,6 @@ from harness import (
     shifted,
     simple_sigmas,
 )
-
-from longvie_core.backends import comfy as backend
-from longvie_core.model.clip import ClipInputs, ClipStrengths
 
 
 def control_modules(rig: Rig) -> dict[str, torch.nn.Module]:

@@ -10,7 +10,6 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from harness import Rig, largest, text_conditioning
 
 from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.backends import comfy as comfy_backend
@@ -22,6 +21,7 @@ from longvie_core.plan import ClipPlan
 from longvie_core.run.job import LoopSettings, Script
 from longvie_core.run.loop import Carry, ClipResult, generate
 from longvie_core.run.prompts import ClipPrompt, PromptSchedule
+from tests.helpers.harness import Rig, largest, text_conditioning
 
 PLAN = ClipPlan(width=64, height=48, frames=9, source_frames=17)
 SIGMAS = flow_sigmas(4)

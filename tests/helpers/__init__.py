@@ -1,1 +1,1 @@
-"""What several tests share."""
+"""What tests of more than one file share, imported everywhere as ``tests.helpers.<module>``."""

@@ -8,7 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from scipy.stats import rankdata
-from workflow import (
+
+from devtools.host import Host
+from longvie_core.media.probe import probe
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.scene import make_scene
+from tests.helpers.workflow import (
     FRAMES,
     HEIGHT,
     WIDTH,
@@ -24,12 +30,6 @@ from workflow import (
     set_inputs,
     tiny_workflow,
 )
-
-from devtools.host import Host
-from longvie_core.media.probe import probe
-from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import grid_points, render_frames, track
-from longvie_core.world.scene import make_scene
 
 LENGTH = 2 * FRAMES - 1
 

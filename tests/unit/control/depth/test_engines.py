@@ -26,7 +26,6 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange
 from safetensors.numpy import save_file
-from tiny_depth import tiny_depth_checkpoint
 
 from longvie_core.control.depth import networks
 from longvie_core.control.depth.engine import copy_depth, extract_depth
@@ -39,6 +38,7 @@ from longvie_core.media.write import VideoWriter
 from longvie_core.plan import ClipPlan
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from tests.helpers.tiny_depth import tiny_depth_checkpoint
 
 WIDTH, HEIGHT, LENGTH = 48, 32, 5
 FPS = Fraction(16)

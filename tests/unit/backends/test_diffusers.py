@@ -38,8 +38,8 @@ from longvie_core.weights.convert import convert
 from longvie_core.weights.files import DIFFUSERS_WEIGHTS, read_weights
 from longvie_core.weights.layouts import BACKBONE as BACKBONE_NAMES
 from longvie_core.weights.overlay import overlay_shapes
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 2e-5
 BACKBONE = WanConfig(dim=48, ffn_dim=64, num_heads=4, num_layers=3, text_dim=16, freq_dim=32, has_image_input=False)
 CONTROL = DualControlConfig(dim=48, control_dim=24, ffn_dim=32, num_heads=2, num_layers=2, image=False)
