@@ -12,9 +12,9 @@ import torch
 from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
 from comfy_extras.nodes_void import OpticalFlowLoader
 
-from ..longvie_core.control.depth.files import grey_disparity
 from ..longvie_core.control.depth.networks import AuxDepth, TransformersDepth
 from ..longvie_core.control.depth.parallax import ParallaxDepth
+from ..longvie_core.control.depth.pictures import grey_disparity
 from ..longvie_core.control.tracks.types import Tracks
 from ..longvie_core.control.tracks.write import given_tracks
 
@@ -33,7 +33,7 @@ PARALLAX = "parallax (no weights)"
 
 
 class HostDepthAnything3:
-    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes; raw, un-normalised."""
+    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes: raw, unnormalized depth."""
 
     kind, window, overlap = "depth", 1, 0
 
@@ -50,7 +50,7 @@ class HostDepthAnything3:
 
 
 class GeometryDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
 
     kind = "depth"
     name = "DA3_GEOMETRY"
@@ -69,7 +69,7 @@ class GeometryDepth:
 
 
 class ImageDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
 
     kind = "disparity"
     name = "the depth images"

@@ -51,7 +51,7 @@ def write_scene_clips(
         with RawDepthWriter(Path(temporary) / "disparity.npy", "disparity", plan.fps) as writer:
             for frame in render_frames(scene, plan.output_frames, rate, plan.width, plan.height, supersample=1):
                 writer.write(frame.disparity)
-        dense, windows = tee(clip_windows(plan, normalized_frames(writer.signal(), plan.output_frames)))
+        dense, windows = tee(clip_windows(plan, normalized_frames(writer.raw_depth(), plan.output_frames)))
         sparse = (scene_tracks(scene, plan, clip, window, grid, rate) for clip, window in enumerate(windows))
         first = render(scene, 0.0, plan.width, plan.height).rgb
         return write_clips_folder(folder, [""] * plan.clips, dense, sparse, first, fps=plan.fps)

@@ -101,7 +101,7 @@ class TestSignal(io.ComfyNode):
     @classmethod
     def execute(cls, file, kind, frames, height, width) -> io.NodeOutput:
         path = Path(folder_paths.get_input_directory()) / file
-        return io.NodeOutput(pack_module("control.signal").Signal(path, kind, frames, height, width, Fraction(16)))
+        return io.NodeOutput(pack_module("control.raw_depth").RawDepth(path, kind, frames, height, width, Fraction(16)))
 
 
 class TestTextEncoder(io.ComfyNode):
