@@ -15,8 +15,7 @@ from comfy_extras.nodes_void import OpticalFlowLoader
 from ..longvie_core.control.depth.networks import AuxDepth, TransformersDepth
 from ..longvie_core.control.depth.parallax import ParallaxDepth
 from ..longvie_core.control.depth.pictures import grey_disparity
-from ..longvie_core.control.tracks.types import Tracks
-from ..longvie_core.control.tracks.write import given_tracks
+from ..longvie_core.control.tracks.types import Tracks, external_tracks
 
 DEPTH_MODELS = "geometry_estimation"
 """The host's model folder for depth networks."""
@@ -135,7 +134,7 @@ def socket_tracks(tracks: dict | None) -> Tracks:
         None if part is None else torch.as_tensor(part).detach().cpu().float().numpy()
         for part in (tracks["track_path"], tracks.get("track_visibility"))
     )
-    return given_tracks(path, visibility)
+    return external_tracks(path, visibility)
 
 
 def flow_files() -> list[str]:

@@ -16,10 +16,10 @@ import numpy as np
 
 from longvie_core.control.normalize import normalize, to_uint8
 from longvie_core.control.percentiles import PERCENTILES
-from longvie_core.control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from longvie_core.control.tracks.draw import reference_grid, render_tracks
 from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.point_depth import depth_to_z, hide_occluded
 from longvie_core.control.tracks.types import Tracks
-from longvie_core.control.tracks.write import hide_occluded
 from longvie_core.world.render import Tracks as Truth
 from longvie_core.world.render import grid_points, hit, render_frames, track
 from longvie_core.world.scene import make_scene

@@ -13,7 +13,8 @@ import numpy as np
 from ..control.clips_folder import ClipsFolder, write_clips_folder
 from ..control.normalize import normalized_frames
 from ..control.raw_depth import RawDepthWriter
-from ..control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from ..control.tracks.draw import reference_grid, render_tracks
+from ..control.tracks.point_depth import depth_to_z, z_at
 from ..plan import ClipPlan
 from .render import render, render_frames, track
 from .scene import Scene
@@ -71,12 +72,9 @@ def scene_tracks(
     size = (plan.width, plan.height)
     times = [float(min(frame, plan.output_frames - 1) / rate) for frame in plan.control_frames(clip)]
     tracks = track(scene, reference_grid(*size, grid.columns, grid.rows).astype(np.float64), times, *size)
-    z = depth_to_z(dense, size)
-    seen = np.isfinite(tracks.xy).all(axis=-1)
-    xy = np.where(seen[..., None], tracks.xy, NOWHERE)
-    columns, rows = (np.clip(np.rint(xy[..., axis]), 0, size[axis] - 1).astype(int) for axis in (0, 1))
-    at_points = z[np.arange(len(z))[:, None], rows, columns]
-    points = np.concatenate([xy, at_points[..., None]], axis=-1)
+    ahead = np.isfinite(tracks.xy).all(axis=-1)
+    xy = np.where(ahead[..., None], tracks.xy, NOWHERE)
+    points = np.concatenate([xy, z_at(xy, depth_to_z(dense, size))[..., None]], axis=-1)
     return render_tracks(points, tracks.visible, *size)
 
 
