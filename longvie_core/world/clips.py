@@ -16,11 +16,12 @@ from ..control.raw_depth import RawDepthWriter
 from ..control.tracks.draw import reference_grid, render_tracks
 from ..control.tracks.point_depth import depth_to_z, z_at
 from ..plan import ClipPlan
-from .render import render, render_frames, track
+from .render import render, render_frames
 from .scene import Scene
+from .track import track
 
 NOWHERE = -1e6
-"""Where a point that is behind the camera is put: drawn, but never in the picture."""
+"""Pixels: where a point behind the camera is put, so that it is never in the picture."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def write_scene_clips(
         time_scale: seconds of the scene that pass in one second of video.
 
     Returns:
-        The folder as :func:`longvie_core.control.clips_folder.load_clips_folder` reads it.
+        The folder as :func:`~longvie_core.control.clips_folder.load_clips_folder` reads it.
     """
     grid = grid or TrackGrid()
     rate = plan.fps / time_scale
@@ -61,10 +62,11 @@ def write_scene_clips(
 def scene_tracks(
     scene: Scene, plan: ClipPlan, clip: int, dense: np.ndarray, grid: TrackGrid, rate: float
 ) -> Iterator[np.ndarray]:
-    """Drawn tracks of one clip, uint8 [H, W, 3] a frame, by the reference's rule.
+    """Drawn tracks of one clip, uint8 RGB [H, W, 3] a frame, by the reference's rule.
 
     Args:
-        scene, plan, clip: what and when.
+        scene: what is filmed.
+        plan, clip: size, and which frames.
         dense: the clip's dense control, uint8 [T, H, W, 3], near = black: the tracks' z comes from it, as the reference has it.
         grid: points at the clip's first frame.
         rate: frames per second of scene time.

@@ -18,9 +18,10 @@ from longvie_core.control.depth.parallax import NEAREST, ParallaxDepth
 from longvie_core.control.normalize import write_control
 from longvie_core.media.read import read_frames
 from longvie_core.plan import ClipPlan
+from longvie_core.world.motion import Path as SolidPath
+from longvie_core.world.motion import Wave
 from longvie_core.world.render import render_frames
-from longvie_core.world.scene import Path as SolidPath
-from longvie_core.world.scene import Scene, Wave, make_scene
+from longvie_core.world.scene import Scene, make_scene
 
 cv2 = pytest.importorskip("cv2")
 

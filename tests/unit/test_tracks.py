@@ -21,8 +21,9 @@ from longvie_core.control.tracks.write import write_external_tracks, write_track
 from longvie_core.media.read import read_frames
 from longvie_core.media.write import VideoWriter
 from longvie_core.plan import ClipPlan
-from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import grid_points, track
 
 WIDTH, HEIGHT = 96, 64
 CENTRE = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
