@@ -21,7 +21,8 @@ from torch import Tensor
 
 from longvie_core.control.normalize import normalize, to_uint8
 from longvie_core.control.percentiles import global_percentiles
-from longvie_core.control.tracks.draw import cover_resize, depth_to_z, render_tracks
+from longvie_core.control.tracks.draw import render_tracks
+from longvie_core.control.tracks.point_depth import cover_resize, depth_to_z
 from longvie_core.model.clip import ClipInputs, HistorySettings
 from longvie_core.model.conditioning import (
     control_condition,

@@ -104,18 +104,18 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
     """The dense control: a finished video, or raw depth normalised over the whole video (P1) into the run's folder."""
     if options.raw_depth is None:
         return None if options.dense is None else Control.from_video(options.dense, "dense")
-    signal = open_signal(options.raw_depth, options.raw_depth_kind, plan.fps)
-    made_from = json.dumps([files_fingerprint(options.raw_depth), signal.kind, str(plan)])
+    raw_depth = open_raw_depth(options.raw_depth, options.raw_depth_kind, plan.fps)
+    made_from = json.dumps([files_fingerprint(options.raw_depth), raw_depth.kind, str(plan)])
     path = options.run / f"dense_{text_sha256(made_from)[:16]}.mkv"
     if is_first_process() and not path.is_file():
         options.run.mkdir(parents=True, exist_ok=True)
-        write_control(signal, plan, path)
+        write_control(raw_depth, plan, path)
     if processes() > 1:
         dist.barrier()
     return Control.from_video(path, "dense")
 
 
-def open_signal(path: Path, kind: str, fps: Fraction) -> RawDepth:
+def open_raw_depth(path: Path, kind: str, fps: Fraction) -> RawDepth:
     """Raw depth from a ``.npy`` of float32 [frames, height, width].
 
     Raises:

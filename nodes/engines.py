@@ -12,11 +12,10 @@ import torch
 from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
 from comfy_extras.nodes_void import OpticalFlowLoader
 
-from ..longvie_core.control.depth.files import grey_disparity
 from ..longvie_core.control.depth.networks import AuxDepth, TransformersDepth
 from ..longvie_core.control.depth.parallax import ParallaxDepth
-from ..longvie_core.control.tracks.types import Tracks
-from ..longvie_core.control.tracks.write import given_tracks
+from ..longvie_core.control.depth.pictures import grey_disparity
+from ..longvie_core.control.tracks.types import Tracks, external_tracks
 
 DEPTH_MODELS = "geometry_estimation"
 """The host's model folder for depth networks."""
@@ -33,7 +32,7 @@ PARALLAX = "parallax (no weights)"
 
 
 class HostDepthAnything3:
-    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes; raw, un-normalised."""
+    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes: raw, unnormalized depth."""
 
     kind, window, overlap = "depth", 1, 0
 
@@ -50,7 +49,7 @@ class HostDepthAnything3:
 
 
 class GeometryDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
 
     kind = "depth"
     name = "DA3_GEOMETRY"
@@ -69,7 +68,7 @@ class GeometryDepth:
 
 
 class ImageDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
 
     kind = "disparity"
     name = "the depth images"
@@ -135,7 +134,7 @@ def socket_tracks(tracks: dict | None) -> Tracks:
         None if part is None else torch.as_tensor(part).detach().cpu().float().numpy()
         for part in (tracks["track_path"], tracks.get("track_visibility"))
     )
-    return given_tracks(path, visibility)
+    return external_tracks(path, visibility)
 
 
 def flow_files() -> list[str]:

@@ -16,13 +16,14 @@ import numpy as np
 
 from longvie_core.control.normalize import normalize, to_uint8
 from longvie_core.control.percentiles import PERCENTILES
-from longvie_core.control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from longvie_core.control.tracks.draw import reference_grid, render_tracks
 from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.point_depth import depth_to_z, hide_occluded
 from longvie_core.control.tracks.types import Tracks
-from longvie_core.control.tracks.write import hide_occluded
-from longvie_core.world.render import Tracks as Truth
-from longvie_core.world.render import grid_points, hit, render_frames, track
+from longvie_core.world.cast import hit
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import TrueTracks, grid_points, track
 
 FPS = 16
 START_STEP = 7.5
@@ -38,7 +39,7 @@ class Clip(NamedTuple):
     rgb: np.ndarray
     depth: np.ndarray
     points: np.ndarray
-    truth: Truth
+    truth: TrueTracks
     surface: np.ndarray
 
 
@@ -79,7 +80,7 @@ def film(seed: int, width: int, height: int, frames: int, grid: int) -> Clip:
     return Clip(np.stack([frame.rgb for frame in filmed]), np.stack([frame.depth for frame in filmed]), points, truth, surface)
 
 
-def score(tracks: Tracks, truth: Truth, chosen: np.ndarray | slice = slice(None)) -> Score:
+def score(tracks: Tracks, truth: TrueTracks, chosen: np.ndarray | slice = slice(None)) -> Score:
     """Compare the ``chosen`` points, without the frame that they are given in."""
     visible, called = truth.visible[1:, chosen], tracks.visible[1:, chosen]
     errors = np.linalg.norm(tracks.xy[1:, chosen] - truth.xy[1:, chosen], axis=-1)

@@ -6,10 +6,9 @@ import functools
 
 import numpy as np
 
-from .scene import Instant, Scene, Sky, Solid, Texture
-
-SKY, GROUND = -1, 0
-"""Surface numbers; solid ``k`` of a scene is surface ``k + 1``."""
+from .camera import Instant
+from .cast import GROUND, SKY, Components, span
+from .scene import Scene, Sky, Texture
 
 FARTHEST_DETAIL = 400.0
 """Ground farther than this is painted as if it lay here: haze hides it, and float32 coordinates stay exact enough."""
@@ -19,34 +18,6 @@ HAZE_DISTANCE = 70.0
 
 OCTAVE_GAIN = 0.8
 """Close to 1 gives fine detail nearly the contrast of broad detail, so that a tracker finds corners at any distance."""
-
-Components = list[np.ndarray]
-
-
-def span(solid: Solid, origin: Components, direction: Components) -> tuple[np.ndarray, np.ndarray]:
-    """Where lines ``origin + s * direction`` in the solid's own frame enter and leave it.
-
-    Args:
-        origin, direction: three arrays each, which broadcast together.
-
-    Returns:
-        The two values of s; entry > exit where the line misses.
-    """
-    if solid.shape == "sphere":
-        square = sum(value * value for value in direction)
-        half = sum(a * b for a, b in zip(origin, direction, strict=True))
-        rest = sum(value * value for value in origin) - solid.half[0] ** 2
-        inside = half * half - square * rest
-        root = np.sqrt(np.maximum(inside, 0))
-        return np.where(inside < 0, np.inf, (-half - root) / square), np.where(inside < 0, -np.inf, (root - half) / square)
-    near, far = [], []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for edge, start, step in zip(solid.half, origin, direction, strict=True):
-            inverse = np.reciprocal(step)
-            low, high = (-edge - start) * inverse, (edge - start) * inverse
-            near.append(np.minimum(low, high))
-            far.append(np.maximum(low, high))
-    return functools.reduce(np.maximum, near), functools.reduce(np.minimum, far)
 
 
 @functools.cache
@@ -205,7 +176,7 @@ def _solid(instant: Instant, number: int, directions: Components, depth: np.ndar
 
 
 def paint(instant: Instant, x: np.ndarray, y: np.ndarray, depth: np.ndarray, surface: np.ndarray) -> np.ndarray:
-    """Colours ``[3, H, W]`` (0 .. 1, may exceed 1) of the rays through normalised coordinates ``x [1, W]``, ``y [H, 1]``.
+    """Colours ``[3, H, W]`` (0 .. 1, may exceed 1) of the rays through normalized coordinates ``x [1, W]``, ``y [H, 1]``.
 
     Args:
         depth, surface: ``[H, W]``, what the rays hit, from the caster; all in float32 but ``surface``.

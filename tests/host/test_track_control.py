@@ -12,8 +12,9 @@ from scipy.stats import rankdata
 from devtools.host import Host
 from longvie_core.media.probe import probe
 from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import grid_points, track
 from tests.helpers.workflow import (
     FRAMES,
     HEIGHT,
