@@ -32,6 +32,9 @@ READ_OPTIONS = {
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,yuv4mpegpipe,"
     "h264,hevc,aac,ac3,aiff,flac,mp3,wav",
 }
+# A damaged tag must not keep a video from being read. PyAV raises at one unless told otherwise; from 19 on it never does, and
+# no longer takes the argument.
+TAG_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 ONE_PACKET_ONE_FRAME_FORMATS = frozenset({"mov", "matroska"})
 ONE_PACKET_ONE_FRAME_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "prores", "mjpeg"})
 """Where a packet is exactly one displayed picture: counting packets counts frames, and timestamps are dependable."""
@@ -385,7 +388,7 @@ def _open(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        container = av.open(str(path), options=READ_OPTIONS | options, metadata_errors="replace")
+        container = av.open(str(path), options=READ_OPTIONS | options, **TAG_OPTIONS)
     except av.FFmpegError as error:
         raise ValueError(
             f"{path} cannot be opened as a video ({error.strerror}): it is another kind of file, or incomplete"
