@@ -388,7 +388,8 @@ def _open(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        container = av.open(str(path), options=READ_OPTIONS | options, **TAG_OPTIONS)
+        # Not as `options`, which are the streams' too: PyAV 16 crashes where the streams are found late (FLV).
+        container = av.open(str(path), container_options=READ_OPTIONS | options, **TAG_OPTIONS)
     except av.FFmpegError as error:
         raise ValueError(
             f"{path} cannot be opened as a video ({error.strerror}): it is another kind of file, or incomplete"
