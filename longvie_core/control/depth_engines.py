@@ -22,6 +22,7 @@ from typing import IO, Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
@@ -81,15 +82,16 @@ class TransformersDepth:
         self._processor, self._network = self._load(folder)
 
     def _load(self, folder: Path) -> tuple[Any, torch.nn.Module]:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation, __version__
 
+        dtype = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (4, 56) else "torch_dtype"  # its older name
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # Weights of another shape are let through here and refused below, by name.
         report: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             processor = AutoImageProcessor.from_pretrained(str(folder), **local)
             network, info = AutoModelForDepthEstimation.from_pretrained(
-                str(folder), use_safetensors=True, dtype=self._dtype, **local, **report
+                str(folder), use_safetensors=True, **{dtype: self._dtype}, **local, **report
             )
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder} cannot be loaded as a depth checkpoint: {error}") from error
@@ -552,7 +554,19 @@ def _grey(frame: av.VideoFrame) -> np.ndarray:
     of 8-bit RGB end below full scale.
     """
     rgb = "rgb48le" if frame.format.components[0].bits > 8 else "rgb24"
-    return frame.to_ndarray(format=rgb if frame.format.is_rgb else "gray16le", src_color_range=frame.color_range)
+    if frame.format.is_rgb:
+        return frame.to_ndarray(format=rgb, src_color_range=frame.color_range)
+    # By FFmpeg's filter: PyAV 16 itself cannot be told that the result's range is full.
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    given = "full" if frame.color_range == ColorRange.JPEG else "limited"
+    scale, grey = graph.add("scale", f"in_range={given}:out_range=full"), graph.add("format", "gray16le")
+    source.link_to(scale)
+    scale.link_to(grey)
+    grey.link_to(graph.add("buffersink"))
+    graph.configure()
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def _picture_files(path: Path) -> list[Path]:
