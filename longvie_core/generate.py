@@ -134,7 +134,7 @@ def read_picture(path: Path, plan: ClipPlan) -> np.ndarray:
     """A picture file -> uint8 [height, width, 3], stretched as the reference does."""
     try:
         with Image.open(path) as picture:
-            return stretch(np.asarray(picture.convert("RGB")), (plan.width, plan.height))
+            return stretch(np.array(picture.convert("RGB")), (plan.width, plan.height))
     except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture: {error}") from error
 

@@ -235,8 +235,9 @@ class TestTransformers:
         with pytest.raises(ValueError, match="dtype 'int8' is not one of float32"):
             TransformersDepth(checkpoint, dtype="int8")
         assert TransformersDepth(checkpoint, kind="depth").kind == "depth"
-        configure(copied, model_type="chmv2")
-        with pytest.raises(ValueError, match=r"\(chmv2\): it is not known whether this network gives disparity"):
+        configure(copied, model_type="prompt_depth_anything")
+        unknown = r"\(prompt_depth_anything\): it is not known whether this network gives disparity"
+        with pytest.raises(ValueError, match=unknown):
             TransformersDepth(copied)
 
 
