@@ -86,11 +86,10 @@ def script_of(options: argparse.Namespace) -> Script:
     plan = ClipPlan(
         options.width, options.height, frames, options.fps, options.overlap, options.tail, source_frames=options.source_frames
     )
-    if folder:
-        dense, sparse = folder.dense, folder.sparse
-    else:
-        dense = _dense(options, plan)
-        sparse = None if options.sparse is None else Control.from_video(options.sparse, "sparse")
+    dense = folder.dense if folder else _dense(options, plan)
+    sparse = folder.sparse if folder else None
+    if options.sparse is not None:
+        sparse = Control.from_video(options.sparse, "sparse")
     plan = check_controls(plan, dense, sparse)
     first = options.first_frame or (folder.first_frame if folder else None)
     if first is None:
@@ -127,7 +126,8 @@ def open_raw_depth(path: Path, kind: str, fps: Fraction) -> RawDepth:
         raise ValueError(f"{path} is no .npy file: {error}") from error
     if len(shape) != 3:
         raise ValueError(f"{path} has the shape {list(shape)}: raw depth is [frames, height, width]")
-    return RawDepth(path, kind, *shape, fps)
+    frames, height, width = shape
+    return RawDepth(path, kind, frames, height, width, fps)
 
 
 def read_picture(path: Path, plan: ClipPlan) -> np.ndarray:
