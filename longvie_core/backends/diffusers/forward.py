@@ -97,7 +97,7 @@ def _start(
     def tokens(latents: Tensor) -> Tensor:
         return own_part(backbone.patch_embedding(latents).flatten(2).transpose(1, 2), mesh, dim=1)
 
-    control_latents = dense if sparse is None else sparse
+    control_latents = next(latents for latents in (dense, sparse) if latents is not None)
     sizes = zip(control_latents.shape[2:], backbone.config.patch_size, strict=True)
     grid = tuple(size // patch for size, patch in sizes)
     return control.embed(

@@ -15,7 +15,7 @@ import dev
 from devtools import pythons
 from devtools.versions import versions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 THIS = sys.version_info[:2]
 
 
