@@ -13,8 +13,6 @@ NOISE_MODES = ("unified", "per clip", "global + alpha * N(0,1)")
 FIRST_FRAME_SIGMA = 25 / 27
 """The reference's constant 0.925926: how much of the noise stays in the first latent frame of clips after the first."""
 
-LATENT_CHANNELS = 16
-
 
 def gaussian(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal float32 noise from a CPU generator of its own: the same on every machine, global state untouched."""
