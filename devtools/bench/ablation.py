@@ -259,7 +259,7 @@ def make_backend(weights: Weights, strengths: Strengths, degradation: bool = Tru
 
 @dataclass(frozen=True)
 class Pictures:
-    """:class:`~longvie_core.run.control_latents.ControlWindow`: control pictures in memory, uint8 [clips, T, H, W, 3]."""
+    """:class:`~longvie_core.control.control.ControlWindow`: control pictures in memory, uint8 [clips, T, H, W, 3]."""
 
     frames: np.ndarray
 

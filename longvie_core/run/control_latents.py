@@ -11,26 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..control.control import ControlWindow
 from ..disk.atomic import write_atomically
 from ..disk.cache import ControlCache
 from ..disk.read_ahead import ReadAhead
 from ..model.clip import ControlEncoder
 from ..model.conditioning import control_condition
 from ..plan import ClipPlan
-
-
-class ControlWindow(Protocol):
-    """One modality's control pictures, addressed by clip."""
-
-    def window(self, plan: ClipPlan, clip: int) -> Iterable[np.ndarray]:
-        """The clip's control frames, uint8 [H, W, 3] each, at the plan's size."""
 
 
 def encode_control(frames: Sequence[np.ndarray], encoder: ControlEncoder) -> tuple[Tensor, Tensor]:
@@ -107,8 +100,7 @@ class ControlLatents:
 
     Args:
         plan: of the run.
-        dense, sparse: control pictures; ``None`` leaves the modality out. With a store they need a ``digest`` too, as
-            :class:`longvie_core.control.control.Control` has it.
+        dense, sparse: control pictures; ``None`` leaves the modality out. ``digest`` is asked for only where there is a store.
         encoder: what encodes them.
         store: keeps the encodings from run to run; ``None`` = encode all of them.
     """

@@ -15,11 +15,12 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from ..control.control import ControlWindow
 from ..model.clip import TAIL_FRAMES, ClipBackend, ClipInputs, ControlEncoder, HistorySettings
 from ..model.conditioning import control_condition, encoded_history_frames, frames_to_uint8
 from ..plan import ClipPlan
 from .colour_anchor import AnchorSettings
-from .control_latents import ControlLatents, ControlWindow, LatentStore, encode_control
+from .control_latents import ControlLatents, LatentStore, encode_control
 
 NoiseSource = Callable[[int, tuple[int, ...]], Tensor]
 """``(clip, shape [1, 16, f, h, w]) -> noise``; called anew for every clip."""
