@@ -20,7 +20,7 @@ from torch import Tensor
 from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, LONGVIE_TINY, VAE_FILE
 from longvie_core.backends.diffusers.sampler import check_fit
 from longvie_core.backends.diffusers.weights import load_backbone, load_control, load_vae, original_state
-from longvie_core.weights.header import write_safetensors
+from longvie_core.weights.write import write_safetensors
 
 MAX_BYTES = 18_000_000
 """What all files together may take in the repository."""

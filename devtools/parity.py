@@ -38,6 +38,7 @@ from longvie_core.model.noise import FIRST_FRAME_SIGMA, UnifiedNoise, gaussian, 
 from longvie_core.model.schedule import add_noise, euler_step, nearest_step, sample_euler, shifted, training_weights
 from longvie_core.model.wan import WanConfig, WanModel
 from longvie_core.plan import ClipPlan
+from longvie_core.run.job import LoopSettings, Script
 from longvie_core.run.loop import Carry, generate
 
 F64_TOLERANCE = 1e-9
@@ -544,11 +545,10 @@ def loop_rows(golden: Path) -> Iterator[Row]:
     yield Row("loop shared noise untouched", difference(noise.for_clip(0, shape), gaussian(config["seed"], shape)), EXACT)
 
     dense, sparse = (StoredControl(tensors, modality) for modality in ("dense", "sparse"))
-    carry = Carry(tensors["first_image_u8"].numpy()[None], first=True)
+    script = Script(plan, dense, sparse, tensors["first_image_u8"].numpy())
     frames_of_history = next((len(v) for k, v in tensors.items() if k.endswith(".history_frames_u8")), 8)
-    results = generate(
-        plan, range(plan.clips), carry, dense, sparse, noise.for_clip, backend, HistorySettings(frames=frames_of_history)
-    )
+    settings = LoopSettings(noise, HistorySettings(frames=frames_of_history))
+    results = generate(script, range(plan.clips), Carry.before_first(script.first_frame), backend, settings)
     for result in results:
         levels = difference(result.frames.astype(np.int16), tensors[f"clip{result.clip}.video_u8"])
         yield Row(f"loop clip {result.clip} free-running frames (8-bit levels)", levels, 1)
@@ -565,6 +565,7 @@ def teacher_forced_rows(backend: PlainBackend, tensors: Tensors, clip: int, nois
         sparse=get["sparse"],
         history=get.get("history_latents"),
         noise=noise,
+        text=("", ""),
     )
     start = initial_latents(noise, inputs.history)
     yield Row(f"loop clip {clip} noise", difference(noise, get["noise_returned"]), EXACT)

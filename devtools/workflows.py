@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import dev
 from devtools.host import Host
 from longvie_core.plan import ClipPlan
 from longvie_core.world.clips import TrackGrid, write_scene_clips
@@ -538,7 +539,7 @@ def write_json(path: Path, graph: Mapping[str, Any], indent: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m devtools.workflows", description=__doc__)
-    host = os.environ.get("COMFYUI_PATH", ROOT / ".host" / "ComfyUI-0.30.0")
+    host = os.environ.get("COMFYUI_PATH", dev.HOST)
     parser.add_argument("--comfyui", type=Path, default=host, help="ComfyUI folder (COMFYUI_PATH, or what dev.py fetched)")
     parser.add_argument("--pictures", action="store_true", help="draw the .jpg files too")
     options = parser.parse_args(arguments)

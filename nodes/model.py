@@ -12,7 +12,7 @@ from ..longvie_core.control.check import check_controls
 from ..longvie_core.model.clip import HistorySettings
 from ..longvie_core.model.conditioning import encoded_history_frames
 from ..longvie_core.model.noise import FIRST_FRAME_SIGMA
-from ..longvie_core.run.loop import control_latents
+from ..longvie_core.run.control_latents import control_latents
 from ..longvie_core.run.prompts import MAX_STRENGTH
 from . import storage, types
 

@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from comfy_api.latest import io
 
-from ..longvie_core.model.clip import ClipStrengths
-from ..longvie_core.run.prompts import REFERENCE_NEGATIVE, ClipPrompt, check_characters, parse_prompts, prompt_for, texts_for
+from ..longvie_core.run.prompts import REFERENCE_NEGATIVE, check_characters, parse_prompts
 from . import storage, types
-
-
-@dataclass(frozen=True)
-class PromptSchedule:
-    """Payload of LONGVIE_PROMPTS.
-
-    Args:
-        prompts: one entry a clip; the last repeats.
-        negative: negative prompt of clips that have none of their own.
-        clip: the host's text encoder, or ``None`` = no text.
-        encoder: fingerprint of the text encoder.
-    """
-
-    prompts: tuple[ClipPrompt, ...]
-    negative: str
-    clip: object | None
-    encoder: str
-
-    def texts(self, clip: int) -> tuple[str, str]:
-        """Positive and negative text of a clip."""
-        return texts_for(self.prompts, self.negative, clip)
-
-    def seed_offset(self, clip: int) -> int:
-        return prompt_for(self.prompts, clip).seed_offset
-
-    def strengths(self, clip: int) -> ClipStrengths:
-        """Control strengths of a clip, in place of the sampler's; ``None`` = the sampler's."""
-        return prompt_for(self.prompts, clip).strengths
+from .networks import PromptsPayload
 
 
 class LongViePromptSchedule(io.ComfyNode):
@@ -75,7 +45,7 @@ class LongViePromptSchedule(io.ComfyNode):
     def execute(cls, prompts, negative, clip=None) -> io.NodeOutput:
         check_characters("the negative prompt", negative)
         encoder = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
-        return io.NodeOutput(PromptSchedule(parse_prompts(prompts), negative, clip, encoder))
+        return io.NodeOutput(PromptsPayload(parse_prompts(prompts), negative, clip, encoder))
 
     @classmethod
     def validate_inputs(cls, prompts=None, negative=None) -> bool | str:

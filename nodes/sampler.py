@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -14,10 +15,11 @@ from ..longvie_core.control.check import check_controls
 from ..longvie_core.model.clip import HistorySettings
 from ..longvie_core.model.schedule import SHIFT, STEPS, flow_sigmas
 from ..longvie_core.run.colour_anchor import ANCHOR_SPACES, AnchorSettings
-from ..longvie_core.run.loop import Carry
+from ..longvie_core.run.job import Script
+from ..longvie_core.run.loop import Carry, generate
 from . import storage, types
-from .clip_runner import ClipRunner, NamedSampler
 from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs, modality_range
+from .networks import EncodedTexts, SamplerPayload, host_sampler_text, latent_store, loop_settings, open_backend
 
 
 @dataclass(frozen=True)
@@ -144,18 +146,22 @@ class LongVieMultimodalSampler(io.ComfyNode):
         anchor_strength=AnchorSettings.strength,
     ) -> io.NodeOutput:
         history = HistorySettings(history_frames, first_frame_sigma)
-        patched = backend.apply_control(
-            model,
-            control,
-            modality_range("dense", dense_strength, dense_start, dense_end),
-            modality_range("sparse", sparse_strength, sparse_start, sparse_end),
-            history.first_frame_sigma,
+        dense = modality_range("dense", dense_strength, dense_start, dense_end)
+        sparse = modality_range("sparse", sparse_strength, sparse_start, sparse_end)
+        patched = backend.apply_control(model, control, dense, sparse, history.first_frame_sigma)
+        graph = partial(storage.graph_fingerprint, cls.hidden.dynprompt, cls.hidden.unique_id)
+        networks = {
+            "model": graph("model"),
+            "control network": graph("control"),
+            "vae": graph("vae"),
+            "image encoder": graph("clip_vision") if clip_vision else "none",
+            "method": host_sampler_text(sampler, graph("sampler")),
+        }
+        multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg)
+        anchoring = AnchorSettings(anchor, anchor_strength)
+        return io.NodeOutput(
+            SamplerPayload(multimodal, dense, sparse, history, anchoring, networks, graph(), cls.hidden.unique_id)
         )
-        fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id)
-        multimodal = backend.MultimodalSampler(
-            patched, vae, clip_vision, sampler, sigmas, cfg, history, AnchorSettings(anchor, anchor_strength)
-        )
-        return io.NodeOutput(NamedSampler(multimodal, fingerprint, cls.hidden.unique_id))
 
 
 class LongVieSampleClip(io.ComfyNode):
@@ -189,12 +195,16 @@ class LongVieSampleClip(io.ComfyNode):
     def execute(cls, sampler, plan, prompts, noise, first_frame, dense=None, sparse=None, state=None) -> io.NodeOutput:
         plan = check_controls(plan, dense, sparse)
         if state is None:
-            clip, carry = 0, Carry(storage.to_frame(first_frame, plan)[None], first=True)
+            clip, carry = 0, Carry.before_first(storage.to_frame(first_frame, plan))
         else:
             clip, carry = state.next_clip, storage.read_tail(state.tail)
         plan.control_frames(clip)
-        runner = ClipRunner(sampler, prompts, noise, [clip])
-        (result,) = runner.generate(plan, carry, dense, sparse)
+        script = Script(plan, dense, sparse, carry.start_frame(plan), prompts)
+        texts = EncodedTexts(prompts, sampler.sampler.model, None)
+        texts.encode(texts.missing(prompts.distinct([clip])))
+        settings = loop_settings(sampler, noise, "")
+        with latent_store(sampler.sampler) as store:
+            (result,) = generate(script, [clip], carry, open_backend(sampler, [clip]), settings, texts.read, store)
         tail = Path(folder_paths.get_temp_directory()) / "longvie" / f"tail_{time.time_ns()}.safetensors"
         storage.write_tail(tail, result.carry)
         return io.NodeOutput(ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents})

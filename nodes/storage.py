@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
@@ -17,7 +16,7 @@ from comfy_api.latest import Input, InputImpl
 from safetensors.torch import load_file, save_file
 
 from ..longvie_core.disk.atomic import write_atomically
-from ..longvie_core.disk.cache import GIB, ControlCache
+from ..longvie_core.disk.cache import ControlCache, cache_limit
 from ..longvie_core.media.footage import Footage
 from ..longvie_core.media.probe import probe
 from ..longvie_core.media.read import read_frames, stretch
@@ -29,7 +28,6 @@ from ..longvie_core.run.names import check_run_name
 from ..longvie_core.run.store import Run
 
 MAX_FOLDER_NAME = 255
-DEFAULT_CACHE_GIB = 20
 AUDIO_BLOCK = 1 << 20
 """Samples of a channel that are converted at a time."""
 
@@ -101,8 +99,7 @@ def open_run(name: str) -> Run:
 @lru_cache(maxsize=1)
 def control_cache() -> ControlCache:
     """Derived controls in ``<user>/longvie/controls``, at most ``LONGVIE_CACHE_GIB`` (20) of them."""
-    limit = float(os.environ.get("LONGVIE_CACHE_GIB", DEFAULT_CACHE_GIB))
-    return ControlCache(Path(folder_paths.get_user_directory()) / "longvie" / "controls", int(limit * GIB))
+    return ControlCache(Path(folder_paths.get_user_directory()) / "longvie" / "controls", cache_limit())
 
 
 def cached(kind: str, *made_from: object, suffix: str = ".mkv") -> Path:
@@ -125,7 +122,7 @@ def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPl
         ValueError: neither or both are connected.
     """
     if (video is None) == (images is None):
-        raise ValueError("connect the driving video to either video or images, not both and not neither")
+        raise ValueError("connect exactly one of video and images: either is the driving video")
     path = image_file(images, plan.fps) if video is None else video_file(video)
     return Footage.open(path, plan.fps, plan.width, plan.height, fit)
 
@@ -155,7 +152,7 @@ def to_frames(images: torch.Tensor, plan: ClipPlan) -> np.ndarray:
 
 def to_image(frames: np.ndarray) -> torch.Tensor:
     """uint8 frames [T, H, W, 3] -> IMAGE [T, H, W, 3] in 0 .. 1."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).float().div_(255)
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).float().div_(255)
 
 
 def image_file(images: torch.Tensor, fps: Fraction = Fraction(16)) -> Path:
@@ -277,8 +274,8 @@ def write_tail(path: Path, carry: Carry) -> None:
     """Keep what the next clip needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"tail": torch.from_numpy(carry.frames)}
-    if carry.reference is not None:
-        tensors["reference"] = torch.from_numpy(carry.reference)
+    if carry.anchor_statistics is not None:
+        tensors["anchor_statistics"] = torch.from_numpy(carry.anchor_statistics)
     write_atomically(path, lambda part: save_file(tensors, part))
 
 
@@ -291,8 +288,8 @@ def read_tail(path: Path) -> Carry:
     if not path.is_file():
         raise ValueError("the previous clip's frames are gone from ComfyUI's temp folder: queue the first clip again")
     tensors = load_file(path)
-    reference = tensors["reference"].numpy() if "reference" in tensors else None
-    return Carry(tensors["tail"].numpy(), first=False, reference=reference)
+    statistics = tensors["anchor_statistics"].numpy() if "anchor_statistics" in tensors else None
+    return Carry(tensors["tail"].numpy(), first=False, anchor_statistics=statistics)
 
 
 def graph_fingerprint(dynprompt: object, node_id: str, input_name: str | None = None) -> str:

@@ -14,10 +14,10 @@ Control = io.Custom("LONGVIE_CONTROL")
 """longvie_core.control.control.Control: control pictures on disk, addressed by clip"""
 
 Prompts = io.Custom("LONGVIE_PROMPTS")
-"""nodes.prompts.PromptSchedule"""
+"""nodes.networks.PromptsPayload"""
 
 Sampler = io.Custom("LONGVIE_SAMPLER")
-"""nodes.clip_runner.NamedSampler"""
+"""nodes.networks.SamplerPayload"""
 
 State = io.Custom("LONGVIE_STATE")
 """nodes.sampler.ClipState"""

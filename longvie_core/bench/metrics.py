@@ -5,45 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.ndimage import correlate1d, gaussian_filter
+from scipy.ndimage import correlate1d
+from scipy.stats import bootstrap
+from skimage.metrics import structural_similarity
 
-SSIM_SIGMA = 1.5
-"""Gaussian window of Wang et al. 2004, 11 pixels wide."""
-
-SSIM_BORDER = 5
-"""Pixels at each border where the window leaves the picture; they do not count."""
-
-SSIM_CONSTANTS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+SSIM_WINDOW = 11
+"""Width in pixels of the Gaussian window (sigma 1.5) of Wang et al. 2004; where it leaves the picture nothing counts."""
 
 RESAMPLES = 10_000
 
 
-def ssim(found: np.ndarray, wanted: np.ndarray) -> float:
+def ssim(frames: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004), mean over frames, channels and pixels; 1 = equal.
 
     Args:
-        found, wanted: uint8 [T, H, W, C], more than 10 pixels high and wide.
+        frames, truth: uint8 [T, H, W, C], at least 11 pixels high and wide.
 
     Raises:
         ValueError: different shapes, or pictures smaller than the window.
     """
-    if found.shape != wanted.shape or min(found.shape[1:3]) <= 2 * SSIM_BORDER:
+    if frames.shape != truth.shape or min(frames.shape[1:3]) < SSIM_WINDOW:
         raise ValueError(
-            f"frames {list(found.shape)} against {list(wanted.shape)}: SSIM needs equal shapes [T, H, W, C], and more than "
-            f"{2 * SSIM_BORDER} pixels each way"
+            f"frames {list(frames.shape)} against {list(truth.shape)}: SSIM needs equal shapes [T, H, W, C], and at least "
+            f"{SSIM_WINDOW} pixels each way"
         )
-    x, y = found.astype(np.float64), wanted.astype(np.float64)
-    mean_x, mean_y = _smooth(x), _smooth(y)
-    variances = _smooth(x * x + y * y) - mean_x**2 - mean_y**2
-    covariance = _smooth(x * y) - mean_x * mean_y
-    c1, c2 = SSIM_CONSTANTS
-    index = (2 * mean_x * mean_y + c1) * (2 * covariance + c2) / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))
-    inside = slice(SSIM_BORDER, -SSIM_BORDER)
-    return float(index[:, inside, inside].mean())
-
-
-def _smooth(frames: np.ndarray) -> np.ndarray:
-    return gaussian_filter(frames, (0, SSIM_SIGMA, SSIM_SIGMA, 0), radius=(0, SSIM_BORDER, SSIM_BORDER, 0))
+    scores = (
+        structural_similarity(
+            picture,
+            true_picture,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=255,
+            channel_axis=-1,
+        )
+        for picture, true_picture in zip(frames, truth, strict=True)
+    )
+    return float(np.mean(list(scores)))
 
 
 def edge_magnitude(frames: np.ndarray) -> np.ndarray:
@@ -78,9 +76,9 @@ def edge_agreement(frames: np.ndarray, control: np.ndarray) -> float:
     Returns:
         -1 .. 1; 0 where either has the same edges everywhere, as a blank picture has: then nothing is followed.
     """
-    found, wanted = (edges - edges.mean() for edges in (edge_magnitude(frames), edge_magnitude(control)))
-    scale = np.sqrt((found**2).sum() * (wanted**2).sum())
-    return float((found * wanted).sum() / scale) if scale else 0.0
+    picture, depth = (edges - edges.mean() for edges in (edge_magnitude(frames), edge_magnitude(control)))
+    scale = np.sqrt((picture**2).sum() * (depth**2).sum())
+    return float((picture * depth).sum() / scale) if scale else 0.0
 
 
 def adjacent_differences(video: np.ndarray) -> np.ndarray:
@@ -117,24 +115,29 @@ def colour_change(first: np.ndarray, last: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; of paired differences, give the differences.
+    """Bootstrap interval of the mean, bias-corrected and accelerated (BCa, Efron 1987); of pairs, give the differences.
 
     Args:
         values: one a sample; finite.
-        level: share of the resampled means between the bounds.
+        level: share of such intervals that are to hold the true mean.
         resamples: how often the values are drawn anew, with replacement.
         seed: of the drawing.
 
     Returns:
-        (low, high). A single value tells nothing of its spread: (-inf, inf).
+        (low, high). A single value tells nothing of its spread: (-inf, inf). Equal values have none: (value, value).
 
     Raises:
         ValueError: no values.
     """
-    if not len(values):
+    sample = np.asarray(values, np.float64)
+    if not sample.size:
         raise ValueError("there are no values to take an interval of")
-    if len(values) == 1:
+    if sample.size == 1:
         return float("-inf"), float("inf")
-    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(np.asarray(values, np.float64)[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    if sample.min() == sample.max():
+        return float(sample[0]), float(sample[0])
+    drawing = np.random.default_rng(seed)
+    interval = bootstrap(
+        (sample,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", random_state=drawing
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

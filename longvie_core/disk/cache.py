@@ -9,6 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 GIB = 1 << 30
+DEFAULT_LIMIT_GIB = 20
+
+
+def cache_limit() -> int:
+    """Bytes that a cache of controls may hold: ``LONGVIE_CACHE_GIB`` of the environment, else 20 GiB."""
+    return int(float(os.environ.get("LONGVIE_CACHE_GIB", DEFAULT_LIMIT_GIB)) * GIB)
 
 
 class ControlCache:

@@ -167,7 +167,7 @@ def crop(frame: np.ndarray, size: tuple[int, int], pixel_aspect: Fraction = Frac
     kept_width, kept_height = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - kept_width) / 2, (height - kept_height) / 2
     box = tuple(float(edge) for edge in (left, top, left + kept_width, top + kept_height))
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC, box))
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC, box))
 
 
 def rate_text(fps: Fraction) -> str:

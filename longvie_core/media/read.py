@@ -47,7 +47,7 @@ def stretch(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if (frame.shape[1], frame.shape[0]) == tuple(size):
         return frame
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))  # asarray would be read-only
 
 
 def numbered_frames(path: Path, index: VideoIndex, start: int) -> Iterator[tuple[int | None, av.VideoFrame | None]]:

@@ -14,6 +14,9 @@ READ_OPTIONS = {
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,yuv4mpegpipe,"
     "h264,hevc,aac,ac3,aiff,flac,mp3,wav",
 }
+# A damaged tag must not keep a video from being read. PyAV raises at one unless told otherwise; from 19 on it never does, and
+# no longer takes the argument.
+TAG_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 @contextmanager
@@ -29,7 +32,8 @@ def open_video(path: Path, **options: str) -> Iterator[av.container.InputContain
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        container = av.open(str(path), options=READ_OPTIONS | options, metadata_errors="replace")
+        # Not as `options`, which are the streams' too: PyAV 16 crashes where the streams are found late (FLV).
+        container = av.open(str(path), container_options=READ_OPTIONS | options, **TAG_OPTIONS)
     except av.FFmpegError as error:
         raise ValueError(
             f"{path} cannot be opened as a video ({error.strerror}): it is another kind of file, or incomplete"

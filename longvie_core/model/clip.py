@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -12,15 +12,8 @@ from torch import Tensor
 from .conditioning import HISTORY_FRAMES
 from .noise import FIRST_FRAME_SIGMA
 
-
-class ControlEncoder(Protocol):
-    """What turns control pictures into latents."""
-
-    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """uint8 frames [H, W, 3] -> normalised latents [1, 16, f, h, w]."""
-
-    def encode_first_frame(self, frame: np.ndarray, frames: int) -> Tensor:
-        """VAE(frame, then mid grey up to ``frames``) -> normalised latents [1, 16, f, h, w]."""
+TAIL_FRAMES = 17
+"""Frames of a clip that are kept for the next one: the longest history that is offered."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +24,27 @@ class ClipStrengths:
     sparse: float | None = None
 
 
-TAIL_FRAMES = 17
-"""Frames of a clip that are kept for the next one: the longest history that is offered."""
+@dataclass(frozen=True)
+class ModalityRange:
+    """Strength of one modality and the part of the sampling in which it acts.
+
+    Args:
+        strength: weight in ``Combine_b(s_d * dense + s_s * sparse)``; 0 = off, not even computed.
+        start_percent, end_percent: part of the schedule, 0 = first step, 1 = last.
+
+    Raises:
+        ValueError: the range is empty or outside 0 .. 1.
+    """
+
+    strength: float = 1.0
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_percent <= self.end_percent <= 1:
+            raise ValueError(
+                f"control range {self.start_percent} .. {self.end_percent} is not within 0 .. 1 with start before end"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,9 @@ class ClipInputs:
         dense, sparse: control latents [1, 36, f, h, w], or ``None`` where the modality is absent.
         history: [1, 16, f_h, h, w] or ``None``.
         noise: [1, 16, f, h, w], before the first-frame blend.
+        text: positive and negative, encoded as the backend wants them.
+        seed: of stochastic samplers.
+        strengths: of the controls in this clip.
     """
 
     clip: int
@@ -77,6 +92,24 @@ class ClipInputs:
     sparse: Tensor | None
     history: Tensor | None
     noise: Tensor
+    text: tuple[Any, Any]
+    seed: int = 0
+    strengths: ClipStrengths = ClipStrengths()
+
+
+class ControlEncoder(Protocol):
+    """What turns control pictures into latents."""
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """uint8 frames [H, W, 3] -> normalised latents [1, 16, f, h, w]."""
+
+    def encode_first_frame(self, frame: np.ndarray, frames: int) -> Tensor:
+        """VAE(frame, then mid grey up to ``frames``) -> normalised latents [1, 16, f, h, w]."""
+
+
+def encode_control(frames: Sequence[np.ndarray], encoder: ControlEncoder) -> tuple[Tensor, Tensor]:
+    """The two encodings that control latents are made of: of all frames, and of the first alone; [1, 16, f, h, w] each."""
+    return encoder.encode(frames), encoder.encode_first_frame(frames[0], len(frames))
 
 
 class ClipBackend(ControlEncoder, Protocol):

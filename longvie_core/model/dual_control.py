@@ -41,6 +41,24 @@ class DualControlConfig:
     def head_dim(self) -> int:
         return self.control_dim // self.num_heads
 
+    def check_backbone(self, dim: int, head_dim: int, image: bool, num_layers: int) -> None:
+        """Refuse a backbone that this control network was not made for.
+
+        Args:
+            dim, head_dim: width of the backbone and of its attention heads.
+            image: whether it attends to CLIP vision tokens.
+            num_layers: its blocks.
+
+        Raises:
+            ValueError: naming the numbers that differ.
+        """
+        pairs = {"width": (self.dim, dim), "head width": (self.head_dim, head_dim), "image branch": (self.image, image)}
+        wrong = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        if self.num_layers > num_layers:
+            wrong.append(f"{self.num_layers} controlled blocks against {num_layers} in all")
+        if wrong:
+            raise ValueError(f"control network and backbone do not fit: {', '.join(wrong)}. Use the pair that belongs together")
+
 
 @dataclass(frozen=True)
 class Strengths:

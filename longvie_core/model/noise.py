@@ -50,6 +50,11 @@ class UnifiedNoise:
         if self.alpha < 0:
             raise ValueError(f"noise alpha {self.alpha} is negative: use 0 or more (P1 used 0.05)")
 
+    @property
+    def description(self) -> str:
+        """The settings that change the noise, in words."""
+        return f"seed {self.seed}, {self.mode}" + (f", alpha {self.alpha}" if self.mode == NOISE_MODES[2] else "")
+
     def for_clip(self, clip: int, shape: tuple[int, ...], seed_offset: int = 0) -> Tensor:
         """A fresh float32 CPU tensor of ``shape`` [B, 16, f, h, w] for clip ``clip``; equal calls give equal bits.
 

@@ -51,37 +51,37 @@ def latent_statistics(latents: Tensor) -> np.ndarray:
     return np.stack([channels.mean(axis=1), channels.std(axis=1)])
 
 
-def correction(own: np.ndarray, reference: np.ndarray, strength: float, frames: int) -> tuple[np.ndarray, np.ndarray]:
+def correction(own: np.ndarray, target: np.ndarray, strength: float, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Gain and offset [frames, C] of ``y = gain * x + offset``: AdaIN, from none at the first frame to all of it.
 
     Args:
-        own, reference: statistics [2, C] of the clip and of the first clip.
+        own, target: statistics [2, C] of the clip and of the first clip.
         strength: 0 .. 1; at 1 the last frame gets the whole correction.
         frames: of the clip, pixels' or latents'.
     """
-    (mean, std), (target_mean, target_std) = own, reference
+    (mean, std), (target_mean, target_std) = own, target
     gain = np.clip(target_std / np.maximum(std, SMALLEST_STD), 1 / MAX_GAIN, MAX_GAIN)
     weight = strength * np.linspace(0, 1, frames)[:, None]
     return 1 + weight * (gain - 1), weight * (target_mean - gain * mean)
 
 
-def anchor_pixels(pixels: np.ndarray, reference: np.ndarray, strength: float) -> np.ndarray:
-    """Decoded float32 pixels [T, H, W, 3] in [-1, 1], their colours drawn towards the first clip's ``reference`` [2, 3]."""
+def anchor_pixels(pixels: np.ndarray, target: np.ndarray, strength: float) -> np.ndarray:
+    """Decoded float32 pixels [T, H, W, 3] in [-1, 1], their colours drawn towards the first clip's ``target`` [2, 3]."""
     own = pixel_statistics(frames_to_uint8(frame) for frame in pixels)
     frames, height, width, _ = pixels.shape
     # A factor for every value of a row: numpy is ten times as slow at rows of three.
-    gain, offset = (np.tile(value.astype(np.float32), width)[:, None] for value in correction(own, reference, strength, frames))
+    gain, offset = (np.tile(value.astype(np.float32), width)[:, None] for value in correction(own, target, strength, frames))
     anchored = pixels.reshape(frames, height, -1) * gain
     anchored += offset
     return anchored.reshape(pixels.shape)
 
 
-def anchor_latents(latents: Tensor, reference: np.ndarray, strength: float) -> Tensor:
-    """Latents [1, C, f, h, w], each channel drawn towards the first clip's ``reference`` [2, C]."""
+def anchor_latents(latents: Tensor, target: np.ndarray, strength: float) -> Tensor:
+    """Latents [1, C, f, h, w], each channel drawn towards the first clip's ``target`` [2, C]."""
     frames = latents.shape[2]
     gain, offset = (
         latents.new_tensor(value.T[None, :, :, None, None])
-        for value in correction(latent_statistics(latents), reference, strength, frames)
+        for value in correction(latent_statistics(latents), target, strength, frames)
     )
     return latents * gain + offset
 
@@ -113,19 +113,19 @@ class AnchorSettings:
         """Whether anything is measured or changed at all."""
         return self.space != "off" and self.strength > 0
 
-    def latents(self, latents: Tensor, reference: np.ndarray | None) -> Tensor:
-        """Sampled latents, anchored where this is the space; ``reference`` is ``None`` for the first clip."""
-        if not self.active or self.space != "latent" or reference is None:
+    def latents(self, latents: Tensor, target: np.ndarray | None) -> Tensor:
+        """Sampled latents, anchored where this is the space; ``target`` is ``None`` for the first clip."""
+        if not self.active or self.space != "latent" or target is None:
             return latents
-        return anchor_latents(latents, reference, self.strength)
+        return anchor_latents(latents, target, self.strength)
 
-    def pixels(self, pixels: np.ndarray, reference: np.ndarray | None) -> np.ndarray:
-        """Decoded pixels, anchored where this is the space; ``reference`` is ``None`` for the first clip."""
-        if not self.active or self.space != "pixels" or reference is None:
+    def pixels(self, pixels: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+        """Decoded pixels, anchored where this is the space; ``target`` is ``None`` for the first clip."""
+        if not self.active or self.space != "pixels" or target is None:
             return pixels
-        return anchor_pixels(pixels, reference, self.strength)
+        return anchor_pixels(pixels, target, self.strength)
 
-    def reference(self, latents: Tensor, frames: np.ndarray) -> np.ndarray | None:
+    def statistics(self, latents: Tensor, frames: np.ndarray) -> np.ndarray | None:
         """What later clips are held to: statistics of the first clip's latents or uint8 frames [T, H, W, 3]."""
         if not self.active:
             return None

@@ -1,41 +1,51 @@
 """Control latents of a run, clip by clip: encoded once, kept on disk, and their pictures read while the model is busy.
 
-The VAE stays where it is in the order of things: a clip's controls are encoded right after the clip before it was decoded. So
-all VAE work of a run lies between two samplings, and the host, which loads the one model for the other, exchanges them
-once a clip and no more. Reading and resizing the pictures needs no model: a thread does it one clip ahead.
+All VAE work happens between two samplings: a clip's controls are encoded right after the clip before it was decoded. So a host
+that has room for one model at a time exchanges VAE and video model once a clip and no more. Reading and resizing the pictures
+needs no model: a thread does it one clip ahead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..control.control import ControlWindow
 from ..disk.atomic import write_atomically
 from ..disk.cache import ControlCache
 from ..disk.read_ahead import ReadAhead
-from ..model.clip import ControlEncoder
+from ..model.clip import ControlEncoder, encode_control
 from ..model.conditioning import control_condition
 from ..plan import ClipPlan
 
 
-def encode_control(frames: Sequence[np.ndarray], encoder: ControlEncoder) -> tuple[Tensor, Tensor]:
-    """The two encodings that control latents are made of: of all frames, and of the first alone; [1, 16, f, h, w] each."""
-    return encoder.encode(frames), encoder.encode_first_frame(frames[0], len(frames))
+class ControlWindow(Protocol):
+    """One modality's control pictures, addressed by clip."""
+
+    def window(self, plan: ClipPlan, clip: int) -> Iterable[np.ndarray]:
+        """The clip's control frames, uint8 [H, W, 3] each, at the plan's size."""
+
+    def digest(self, plan: ClipPlan, clip: int) -> str:
+        """Text that is equal where the frames are."""
+
+
+def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, encoder: ControlEncoder) -> Tensor:
+    """One modality's control latents [1, 36, f, h, w] of a clip."""
+    return control_condition(*encode_control(list(control.window(plan, clip)), encoder))
 
 
 class LatentStore:
     """Encoded controls in the cache, named by the control's content and by what encodes it.
 
-    While the store is open, nothing that it was told to hold is removed to make room; afterwards it is as any other entry. What
-    cannot be read back is encoded again, and what cannot be written is not kept: a full disk costs time, not the run.
+    While the store is open, nothing that is pinned is removed to make room; afterwards it is as any other entry. What cannot be
+    read back is encoded again, and what cannot be written is not kept: a full disk costs time, not the run.
 
     Args:
         cache: where.
@@ -45,50 +55,50 @@ class LatentStore:
     def __init__(self, cache: ControlCache, encoder: str) -> None:
         self.cache = cache
         self.encoder = encoder
-        self.encoded = 0
-        self.kept = 0
+        self.misses = 0
+        self.hits = 0
         self.notes: list[str] = []
-        self._held: set[Path] = set()
+        self._pinned: set[Path] = set()
 
     def __enter__(self) -> LatentStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cache.used -= self._held
-        self._held.clear()
+        self.cache.used -= self._pinned
+        self._pinned.clear()
 
     @property
     def report(self) -> list[str]:
         """What was encoded and what was kept, in words; nothing where there were no controls."""
-        counts = [f"control latents: {self.encoded} encoded, {self.kept} kept"] if self.encoded or self.kept else []
+        counts = [f"control latents: {self.misses} encoded, {self.hits} kept"] if self.misses or self.hits else []
         return [*self.notes, *counts]
 
-    def hold(self, digest: str) -> Path:
-        """Where the encoding of the control window with this digest lies, or will lie; it stays there for now."""
+    def pin(self, digest: str) -> Path:
+        """Where the encoding of the control window with this digest lies, or will lie; from now on it stays there."""
         path = self.cache.entry("latents", digest, self.encoder, suffix=".safetensors")
-        self._held.add(path)
+        self._pinned.add(path)
         return path
 
     def read(self, digest: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         """The two encodings of a window, of this shape each; ``None`` where they are not there or damaged."""
         try:
-            stored = load_file(self.hold(digest))
+            stored = load_file(self.pin(digest))
         except (OSError, SafetensorError):
             return None
         parts = stored.get("video"), stored.get("first_frame")
         if any(part is None or tuple(part.shape) != shape for part in parts):
             return None
-        self.kept += 1
+        self.hits += 1
         return parts
 
     def write(self, digest: str, video: Tensor, first_frame: Tensor) -> None:
         """Keep the two encodings of a window; the room for them is made first."""
-        self.encoded += 1
+        self.misses += 1
         # Bytes first: a full disk is then an OSError and not one of safetensors' own.
         data = save({"video": video.cpu().contiguous(), "first_frame": first_frame.cpu().contiguous()})
         try:
             self.cache.trim()
-            write_atomically(self.hold(digest), lambda part: part.write_bytes(data))
+            write_atomically(self.pin(digest), lambda part: part.write_bytes(data))
         except OSError as error:
             note = f"control latents cannot be kept in {self.cache.folder}: {error}; they are encoded anew in the next run"
             if note not in self.notes:
@@ -100,7 +110,7 @@ class ControlLatents:
 
     Args:
         plan: of the run.
-        dense, sparse: control pictures; ``None`` leaves the modality out. ``digest`` is asked for only where there is a store.
+        dense, sparse: control pictures; ``None`` leaves the modality out.
         encoder: what encodes them.
         store: keeps the encodings from run to run; ``None`` = encode all of them.
     """
@@ -129,17 +139,17 @@ class ControlLatents:
         self._reader.stop()
         self._ahead.clear()
 
-    def hold(self, clips: Iterable[int]) -> None:
+    def pin(self, clips: Iterable[int]) -> None:
         """Say which clips will be asked for, so that the cache does not drop the later ones to make room for the first."""
         if self.store is not None:
             for clip in clips:
                 for control in self.controls.values():
-                    self.store.hold(control.digest(self.plan, clip))
+                    self.store.pin(control.digest(self.plan, clip))
 
     def read_ahead(self, clip: int) -> None:
         """Begin to read a clip's pictures on a thread; does nothing for encodings that are on disk already."""
         for name, control in self.controls.items():
-            if self.store is None or not self.store.hold(control.digest(self.plan, clip)).is_file():
+            if self.store is None or not self.store.pin(control.digest(self.plan, clip)).is_file():
                 self._ahead[name, clip] = self._reader.read(partial(control.window, self.plan, clip))
 
     def of(self, clip: int) -> Iterator[Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..model.clip import ClipStrengths
@@ -112,12 +113,27 @@ def check_characters(name: str, text: str) -> None:
         raise ValueError(f"{name} holds half of a surrogate pair (\\ud800 .. \\udfff): write the whole character")
 
 
-def texts_for(prompts: tuple[ClipPrompt, ...], negative: str, clip: int) -> tuple[str, str]:
-    """Positive and negative text of a clip; ``negative`` where it has none of its own."""
-    prompt = prompt_for(prompts, clip)
-    return prompt.text, negative if prompt.negative is None else prompt.negative
+@dataclass(frozen=True)
+class PromptSchedule:
+    """The prompts of a video.
 
+    Args:
+        prompts: one entry a clip; the last repeats.
+        negative: negative prompt of clips that have none of their own.
+    """
 
-def prompt_for(prompts: tuple[ClipPrompt, ...], clip: int) -> ClipPrompt:
-    """Prompt of a clip; clips beyond the last prompt repeat the last."""
-    return prompts[min(clip, len(prompts) - 1)]
+    prompts: tuple[ClipPrompt, ...] = (ClipPrompt(""),)
+    negative: str = ""
+
+    def of(self, clip: int) -> ClipPrompt:
+        """Prompt of a clip; clips beyond the last prompt repeat the last."""
+        return self.prompts[min(clip, len(self.prompts) - 1)]
+
+    def texts(self, clip: int) -> tuple[str, str]:
+        """Positive and negative text of a clip."""
+        prompt = self.of(clip)
+        return prompt.text, self.negative if prompt.negative is None else prompt.negative
+
+    def distinct(self, clips: Iterable[int]) -> list[str]:
+        """All texts of these clips, each once, in the order in which they are needed."""
+        return list(dict.fromkeys(text for clip in clips for text in self.texts(clip)))

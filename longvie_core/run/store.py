@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..disk.atomic import make_folder, remove_unfinished, write_atomically
 from ..disk.fingerprints import file_sha256, text_sha256
@@ -34,8 +33,8 @@ from ..media.write import VideoWriter
 from ..model.clip import TAIL_FRAMES
 from ..plan import ClipPlan
 from .colour_anchor import AnchorSettings, latent_statistics, pixel_statistics
-from .keys import ClipKey
-from .loop import Carry
+from .keys import ClipKey, in_words
+from .loop import Carry, ClipResult
 from .manifest import MANIFEST, MANIFEST_COPY, FinishedClip, Manifest, ManifestVersionError
 
 LOCK = "run.lock"
@@ -135,7 +134,7 @@ class Run:
         return resume
 
     def _compare(self, keys: Sequence[ClipKey], fixed: int) -> Resume:
-        reasons = []
+        reasons: list[str] = []
         previous = ""
         for clip, key in enumerate(keys):
             if clip >= len(self.manifest.clips):
@@ -148,11 +147,13 @@ class Run:
                 if clip < fixed:
                     raise ValueError(f"clip {clip + 1} must be kept, but {damage}: start the range at clip {clip + 1}")
                 return Resume(clip, (*reasons, f"clip {clip + 1} is rendered again: {damage}"))
-            if finished.fingerprint != key.fingerprint(previous):
-                changed = ", ".join(key.changed(finished.parts)) or "an earlier clip"
+            if not key.matches(finished.fingerprint, previous):
+                groups, members = in_words(key.changed(finished.parts))
+                changed = groups or "an earlier clip"
                 if clip >= fixed:
-                    return Resume(clip, (*reasons, f"clips {clip + 1} .. {len(keys)} are rendered again: {changed} changed"))
-                reasons.append(f"clip {clip + 1} is kept although it was made with another {changed}")
+                    why = f"clips {clip + 1} .. {len(keys)} are rendered again: {changed} changed{members}"
+                    return Resume(clip, (*reasons, why))
+                reasons.append(f"clip {clip + 1} is kept although it was made with another {changed}{members}")
             previous = finished.fingerprint
         return Resume(len(keys), tuple(reasons))
 
@@ -168,10 +169,10 @@ class Run:
                 f"clip {clip} was rendered at {tail.shape[2]}x{tail.shape[1]}, the plan says {plan.width}x{plan.height}: "
                 "keep the size, or use another run name"
             )
-        reference = self._reference(anchor) if anchor is not None and anchor.active else None
-        return Carry(tail, first=False, reference=reference)
+        statistics = self._anchor_statistics(anchor) if anchor is not None and anchor.active else None
+        return Carry(tail, first=False, anchor_statistics=statistics)
 
-    def _reference(self, anchor: AnchorSettings) -> np.ndarray:
+    def _anchor_statistics(self, anchor: AnchorSettings) -> np.ndarray:
         """Statistics of the first clip, bit by bit as they were measured when it was rendered."""
         path = self.latents_path(0)
         try:
@@ -234,22 +235,19 @@ class Run:
         whole = sum(sizes) + len(pending) * clip_video + FILE_BYTES
         return len(pending) * one + whole + texts * TEXT_BYTES
 
-    def save_clip(
-        self, clip: int, plan: ClipPlan, key: ClipKey, latents: Tensor, frames: np.ndarray, seconds: float
-    ) -> FinishedClip:
+    def save_clip(self, plan: ClipPlan, key: ClipKey, result: ClipResult, seconds: float) -> FinishedClip:
         """Write a finished clip; when this returns it survives a crash.
 
         Args:
-            clip: its number; everything after it in the manifest is forgotten.
             plan: of the run.
             key: what it was made from.
-            latents: [1, 16, f, h, w], as the sampler gave them.
-            frames: all frames of the clip, uint8 [T, H, W, 3].
+            result: the clip; everything after it in the manifest is forgotten.
             seconds: how long it took.
         """
+        clip, frames = result.clip, result.frames
         kept = plan.kept_frames(clip)
-        tail = torch.from_numpy(Carry.after(plan, frames).frames)
-        tensors = {"latent": latents.float().cpu().contiguous(), "tail": tail}
+        tail = torch.from_numpy(result.carry.frames)
+        tensors = {"latent": result.latents.float().cpu().contiguous(), "tail": tail}
         if clip == 0:
             tensors[COLOURS] = torch.from_numpy(pixel_statistics(frames))
         if kept.stop < plan.frames:
@@ -306,7 +304,7 @@ class Run:
 
     def _read(self) -> tuple[Manifest, list[tuple[Path, str]]]:
         """The manifest, or where it is damaged or gone its copy; and what is damaged, with the reason."""
-        damaged = []
+        damaged: list[tuple[Path, str]] = []
         for path in (self.folder / MANIFEST, self.folder / MANIFEST_COPY):
             try:
                 return Manifest.from_json(path.read_text(encoding="utf-8"), path.name), damaged
@@ -391,5 +389,5 @@ def _file_damage(path: Path, sha256: str) -> str:
 
 def _inside(path: str | bytes, folder: Path) -> bool:
     """Whether a path is the folder, lies in it, or is on the way to it."""
-    path = Path(os.fsdecode(path))
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
+    place = Path(os.fsdecode(path))
+    return place.is_relative_to(folder) or folder.is_relative_to(place)

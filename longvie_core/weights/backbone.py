@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from ..model.wan import IMAGE_FEATURES, WanConfig, WanModel
-from .control import DEFAULT_HEAD_DIM, metadata_config
 from .files import Weights, read_weights
-from .header import check_shapes
+from .header import DEFAULT_HEAD_DIM, check_shapes, metadata_config
 from .layouts import BACKBONE
 
 
@@ -38,11 +37,11 @@ def backbone_config(weights: Weights) -> WanConfig:
     """
     shapes = weights.shapes
     try:
-        dim, in_dim, *patch = shapes["patch_embedding.weight"]
-        patch_elements = torch.Size(patch).numel()
+        dim, in_dim, *patch_size = shapes["patch_embedding.weight"]
+        depth, height, width = patch_size
         ffn_dim = shapes["blocks.0.ffn.0.weight"][0]
         text_dim, freq_dim = (shapes[f"{name}_embedding.0.weight"][1] for name in ("text", "time"))
-        out_dim = shapes["head.head.weight"][0] // patch_elements
+        out_dim = shapes["head.head.weight"][0] // (depth * height * width)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{weights.name} is an incomplete Wan backbone ({error}): fetch it again") from error
     heads = _heads(weights, dim)
@@ -57,7 +56,7 @@ def backbone_config(weights: Weights) -> WanConfig:
         out_dim=out_dim,
         text_dim=text_dim,
         freq_dim=freq_dim,
-        patch_size=tuple(patch),
+        patch_size=(depth, height, width),
         has_image_input="img_emb.proj.0.weight" in shapes,
     )
 
@@ -65,8 +64,8 @@ def backbone_config(weights: Weights) -> WanConfig:
 def _heads(weights: Weights, dim: int) -> object:
     if "num_attention_heads" in weights.config:
         return weights.config["num_attention_heads"]
-    told = metadata_config(weights.metadata, weights.name).get("transformer")
-    return told.get("num_heads", dim // DEFAULT_HEAD_DIM) if isinstance(told, dict) else dim // DEFAULT_HEAD_DIM
+    config = metadata_config(weights.metadata, weights.name).get("transformer")
+    return config.get("num_heads", dim // DEFAULT_HEAD_DIM) if isinstance(config, dict) else dim // DEFAULT_HEAD_DIM
 
 
 def backbone_shapes(config: WanConfig) -> dict[str, tuple[int, ...]]:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 import torch
 
 from ..model.dual_control import DualControlConfig, torch_dual_control
-from .header import MAX_NAMED, Layout, Shapes, check_shapes, json_object, layout_of, read_header
-from .overlay import BACKBONE_PREFIXES
+from .header import DEFAULT_HEAD_DIM, MAX_NAMED, Layout, Shapes, check_shapes, layout_of, metadata_config, read_header
+from .layouts import BACKBONE_PREFIXES
 
 OFFICIAL_PREFIX = "pipe.dual_controller."
-DEFAULT_HEAD_DIM = 128
 
 _REPACKED = re.compile(r"blocks\.(\d+)\.(control_blocks_dense|control_blocks_sparse|control_combine_linears)\.(.+)")
 
@@ -66,10 +65,6 @@ def control_config(shapes: Shapes, metadata: Mapping[str, str], name: str) -> Du
         num_layers=layers,
         image="control_blocks_dense.0.cross_attn.k_img.weight" in shapes,
     )
-
-
-def metadata_config(metadata: Mapping[str, str], name: str) -> dict:
-    return json_object(metadata.get("config", "{}"), f"{name}: its metadata 'config'")
 
 
 def _metadata_head_dim(metadata: Mapping[str, str], name: str) -> int:

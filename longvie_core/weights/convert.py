@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..disk.atomic import write_atomically
 from .backbone import diffusers_backbone_config, read_backbone
-from .control import DEFAULT_HEAD_DIM
 from .files import DIFFUSERS_CONFIG, DIFFUSERS_WEIGHTS, Weights, read_weights
-from .header import write_safetensors
+from .header import DEFAULT_HEAD_DIM
 from .layouts import BACKBONE
 from .vae import read_vae
+from .write import write_safetensors
 
 
 def convert(source: Path, out: Path) -> str:

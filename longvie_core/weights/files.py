@@ -1,4 +1,4 @@
-"""Weights of a network wherever they lie: one original file, or a diffusers folder of several."""
+"""A backbone's or VAE's weights wherever they lie: one original file, or a diffusers file or folder, also in shards."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .header import MAX_NAMED, json_object, named_keys, read_header
-from .layouts import BACKBONE, VAE, KeyNames
-from .overlay import backbone_prefix
-
-# Backbones and VAEs: original and diffusers layouts
+from .layouts import BACKBONE, VAE, KeyNames, backbone_prefix
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_CONFIG = "config.json"
+"""Names of the files in a folder that diffusers saves."""
 
 
 @dataclass(frozen=True)

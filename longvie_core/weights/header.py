@@ -1,22 +1,22 @@
-"""Headers of safetensors files, read and checked without the weights; and files written one tensor at a time."""
+"""Headers of safetensors files: keys, shapes and metadata, read and checked without reading a tensor."""
 
 from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..disk.atomic import write_atomically
-
 MAX_NAMED = 6
 """Keys that an error message names before it counts the rest."""
+
+DEFAULT_HEAD_DIM = 128
+"""Width of an attention head in all of Wan's and LongVie's published networks, which no shape tells."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -59,7 +59,8 @@ def read_header(path: str | os.PathLike[str]) -> WeightFile:
         ) from error
 
 
-def json_object(text: str, what: str) -> dict:
+def json_object(text: str, what: str) -> dict[str, Any]:
+    """Parse a JSON object; ``what`` names it in the ValueError that anything else raises."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -67,6 +68,15 @@ def json_object(text: str, what: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is not a JSON object (it is a {type(value).__name__})")
     return value
+
+
+def metadata_config(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The JSON object under ``config`` in a file's metadata, which says what shapes cannot; empty where there is none.
+
+    Raises:
+        ValueError: it is something else; ``name`` is the file's.
+    """
+    return json_object(metadata.get("config", "{}"), f"{name}: its metadata 'config'")
 
 
 def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
@@ -93,6 +103,7 @@ def check_shapes(found: Shapes, expected: Shapes, name: str) -> None:
 
 
 def named_keys(what: str, keys: list[str]) -> str:
+    """``what``, how many keys, and the first :data:`MAX_NAMED` of them, for an error message; empty where there are none."""
     if not keys:
         return ""
     more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
@@ -114,57 +125,14 @@ class Layout:
 
 
 def layout_of(file: WeightFile, canonical: Iterable[tuple[str, str]]) -> Layout:
+    """The layout of a file, from pairs of each key in it and that key's canonical form.
+
+    Raises:
+        ValueError: two keys of the file have the same canonical form.
+    """
     keys: dict[str, str] = {}
     for stored, key in canonical:
         if key in keys:
             raise ValueError(f"{file.path.name} holds {key} twice, as {keys[key]} and as {stored}")
         keys[key] = stored
     return Layout(file, keys)
-
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def write_safetensors(out: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]], tensor, metadata: dict) -> None:
-    """Write a safetensors file one tensor at a time (the library's own writer wants all of them in memory).
-
-    Args:
-        out: written under another name first, then renamed into place.
-        entries: (key, safetensors dtype name, shape) of every tensor.
-        tensor: ``key -> Tensor``, cast to the entry's dtype here.
-        metadata: text metadata of the file.
-    """
-    # Sorted: the library hands metadata out in another order every time, and equal inputs are to give equal bytes.
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset = 0
-    for key, dtype, shape in entries:
-        if dtype not in _DTYPES:
-            raise ValueError(f"{key} has dtype {dtype}, which cannot be merged")
-        size = _DTYPES[dtype].itemsize * torch.Size(shape).numel()
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for key, entry in header.items():
-                if key != "__metadata__":
-                    data = tensor(key).to(_DTYPES[entry["dtype"]]).contiguous()
-                    file.write(data.flatten().view(torch.uint8).numpy())
-
-    write_atomically(out, write)

@@ -1,10 +1,13 @@
-"""Key names of Wan's networks: the original ones, and those of diffusers."""
+"""Key names of Wan's networks: the original ones, what others put in front of them, and those of diffusers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "")
+"""What may stand in front of a backbone's keys: a ComfyUI checkpoint's, a training's, DiffSynth's, nothing."""
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _IMAGE_ATTENTION = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
@@ -54,6 +57,12 @@ def _vae_modules() -> dict[str, str]:
     for ours, (theirs, modules) in parts.items():
         names |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in modules.items()}
     return names
+
+
+def backbone_prefix(keys: Iterable[str]) -> str:
+    """Which of :data:`BACKBONE_PREFIXES` a file's keys have."""
+    keys = list(keys)
+    return next(prefix for prefix in BACKBONE_PREFIXES if not prefix or any(key.startswith(prefix) for key in keys))
 
 
 _BLOCK = re.compile(r"(blocks\.\d+\.)(.+)")

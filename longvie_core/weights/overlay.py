@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import safe_open
 
-from .header import Layout, check_shapes, layout_of, read_header, write_safetensors
-
-BACKBONE_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "")
+from .header import Layout, check_shapes, layout_of, read_header
+from .layouts import backbone_prefix
+from .write import write_safetensors
 
 
 def overlay_shapes(num_layers: int, dim: int) -> dict[str, tuple[int, ...]]:
     """Every key and shape of a ``dit.safetensors`` overlay: the self-attention of all backbone blocks."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(num_layers):
         attention = f"blocks.{layer}.self_attn"
         for name in "qkvo":
@@ -40,12 +39,6 @@ def read_overlay(path: str | os.PathLike[str], num_layers: int, dim: int) -> Lay
         {key: file.shapes[stored] for key, stored in layout.keys.items()}, overlay_shapes(num_layers, dim), file.path.name
     )
     return layout
-
-
-def backbone_prefix(keys: Iterable[str]) -> str:
-    """What stands in front of ``blocks.0.`` in a backbone's keys."""
-    keys = list(keys)
-    return next(prefix for prefix in BACKBONE_PREFIXES if not prefix or any(key.startswith(prefix) for key in keys))
 
 
 def merge_overlay(base: Path, overlay: Path, out: Path) -> int:

@@ -1,6 +1,5 @@
 """The comfy backend on the real host's classes, in this process, with tiny seeded weights."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,22 +7,20 @@ import pytest
 import torch
 
 from devtools.inprocess import import_host
+from tests.helpers.places import NO_COMFYUI, comfyui_is_there
 
-ROOT = Path(__file__).resolve().parents[2]
-HOST = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI-0.30.0")
-if not (HOST / "main.py").is_file():
-    raise pytest.UsageError(f"there is no ComfyUI at {HOST}: run 'python dev.py test' once, or name one in COMFYUI_PATH")
-os.environ["COMFYUI_PATH"] = str(HOST)
+if not comfyui_is_there():
+    raise pytest.UsageError(NO_COMFYUI)
 import_host()
 
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-from harness import Rig, write_weights  # noqa: E402
 
 from devtools.tiny import BACKBONE, CONTROL, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE, write_tiny_weights  # noqa: E402
 from longvie_core.model.dual_control import DualControlConfig, torch_dual_control  # noqa: E402
 from longvie_core.model.wan import WanConfig, WanModel  # noqa: E402
+from tests.helpers.harness import Rig, write_weights  # noqa: E402
 
 IMAGE_BACKBONE = WanConfig(dim=256, ffn_dim=256, num_heads=2, num_layers=3, has_image_input=True)
 IMAGE_CONTROL = DualControlConfig(dim=256, control_dim=128, ffn_dim=128, num_heads=1, num_layers=2, image=True)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from comfy.clip_vision import ClipVisionModel
-from harness import SEED, Rig, ksampler, largest, make_clip, shifted, simple_sigmas
 
 from devtools.tiny import randomize
 from longvie_core.backends import comfy as backend
 from longvie_core.model.clip import ClipInputs
 from longvie_core.model.conditioning import encoded_history_frames
+from tests.helpers.harness import SEED, Rig, ksampler, largest, make_clip, shifted, simple_sigmas
 
 SIZE = 224
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -96,8 +96,10 @@ def test_a_clip_with_an_image_branch(tiny_image: Rig, vae: object, clip_vision: 
     sampler = backend.MultimodalSampler(
         patched, vae, clip_vision, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), 3.0
     )
-    loop = backend.ComfyBackend(sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED)
-    inputs = ClipInputs(1, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise)
+    loop = backend.ComfyBackend(sampler)
+    inputs = ClipInputs(
+        1, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise, (clip.positive, clip.negative), SEED
+    )
     ours = loop.sample(inputs)
     assert torch.equal(ours, ksampler(patched, clip, 3.0))
     other = replace(clip, vision=backend.encode_clip_vision(clip_vision, picture(32, 48, seed=1)))

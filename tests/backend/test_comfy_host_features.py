@@ -16,7 +16,14 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-from harness import (
+from safetensors.torch import save_file
+from torch import Tensor
+
+from longvie_core.backends import comfy as backend
+from longvie_core.model.clip import ClipStrengths
+from longvie_core.model.dual_control import Strengths
+from longvie_core.weights.overlay import merge_overlay
+from tests.helpers.harness import (
     HOST_TOLERANCE,
     SEED,
     Forward,
@@ -37,13 +44,6 @@ from harness import (
     watch_forwards,
     watch_memory_estimates,
 )
-from safetensors.torch import save_file
-from torch import Tensor
-
-from longvie_core.backends import comfy as backend
-from longvie_core.model.clip import ClipStrengths
-from longvie_core.model.dual_control import Strengths
-from longvie_core.weights.overlay import merge_overlay
 
 NO_CONTROL = Strengths(0, 0)
 

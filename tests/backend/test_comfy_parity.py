@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness import HOST_TOLERANCE, Rig, evaluate, largest, make_sample
 from torch import Tensor
 
 from longvie_core.model.dual_control import Strengths
+from tests.helpers.harness import HOST_TOLERANCE, Rig, evaluate, largest, make_sample
 
 
 @pytest.mark.parametrize("history", [0, 1, 2, 5])

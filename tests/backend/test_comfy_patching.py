@@ -6,11 +6,21 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness import Rig, evaluate, ksampler, largest, make_clip, make_sample, sample_traced, shifted, watch_memory_estimates
 
 from longvie_core.backends import comfy as backend
 from longvie_core.model.dual_control import Strengths
 from longvie_core.model.noise import gaussian
+from tests.helpers.harness import (
+    Rig,
+    evaluate,
+    ksampler,
+    largest,
+    make_clip,
+    make_sample,
+    sample_traced,
+    shifted,
+    watch_memory_estimates,
+)
 
 NO_CALL = "without calling LongVie's control"
 

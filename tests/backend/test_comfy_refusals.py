@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from harness import Rig, evaluate, ksampler, make_clip, make_sample
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ from longvie_core.backends import comfy as backend
 from longvie_core.model.clip import HistorySettings
 from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
 from longvie_core.model.wan import WanConfig, WanModel
+from tests.helpers.harness import Rig, evaluate, ksampler, make_clip, make_sample
 
 # MODEL
 

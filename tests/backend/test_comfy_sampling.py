@@ -11,7 +11,14 @@ import latent_preview
 import numpy as np
 import pytest
 import torch
-from harness import (
+from torch import Tensor
+
+from longvie_core.backends import comfy as backend
+from longvie_core.model.clip import ClipInputs
+from longvie_core.model.conditioning import image_condition
+from longvie_core.model.noise import UnifiedNoise, initial_latents
+from longvie_core.model.schedule import flow_sigmas, sample_euler
+from tests.helpers.harness import (
     SEED,
     SHIFT,
     STEPS,
@@ -27,13 +34,6 @@ from harness import (
     simple_sigmas,
     text_conditioning,
 )
-from torch import Tensor
-
-from longvie_core.backends import comfy as backend
-from longvie_core.model.clip import ClipInputs
-from longvie_core.model.conditioning import image_condition
-from longvie_core.model.noise import UnifiedNoise, initial_latents
-from longvie_core.model.schedule import flow_sigmas, sample_euler
 
 LOOP_TOLERANCE = 2e-4
 """Eight steps of a random network in latent units; the result's standard deviation is about 1."""
@@ -57,12 +57,14 @@ def patched_model(rig: Rig, sigma: float = 25 / 27, **ranges: backend.ModalityRa
 def one_clip_backend(patched, vae, cfg: float, clip: Clip, **options) -> backend.ComfyBackend:
     """What the clip loop samples with; CLIP vision is a stand-in that the caller replaces where the model needs it."""
     sampler = backend.MultimodalSampler(patched, vae, None, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), cfg)
-    return backend.ComfyBackend(sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED, **options)
+    return backend.ComfyBackend(sampler, **options)
 
 
 def clip_inputs(clip: Clip, number: int = 3) -> ClipInputs:
     frame = np.zeros((32, 48, 3), dtype=np.uint8)
-    return ClipInputs(number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise)
+    return ClipInputs(
+        number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise, (clip.positive, clip.negative), SEED
+    )
 
 
 def tensors_of(clip: Clip) -> dict[str, Tensor]:

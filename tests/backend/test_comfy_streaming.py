@@ -6,14 +6,15 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from harness import Rig
 
 from longvie_core.backends import comfy as backend
 from longvie_core.disk.cache import ControlCache
 from longvie_core.model.clip import ClipInputs
 from longvie_core.plan import ClipPlan
-from longvie_core.run.control_latents import LatentStore
-from longvie_core.run.loop import Carry, control_latents, generate
+from longvie_core.run.control_latents import LatentStore, control_latents
+from longvie_core.run.loop import Carry
+from tests.helpers.harness import Rig
+from tests.helpers.loops import generated
 
 PLAN = ClipPlan(width=32, height=16, frames=9, source_frames=9 + 8)
 
@@ -50,7 +51,7 @@ def conditioned(vae: comfy.sd.VAE, rig: Rig, dense: Pictures, store: LatentStore
     codec = SampledFrom(vae, rig)
     carry = Carry(np.full((1, PLAN.height, PLAN.width, 3), 128, np.uint8), first=True)
     noise = torch.randn(1, 16, PLAN.latent_frames, *PLAN.latent_size, generator=torch.Generator().manual_seed(0))
-    list(generate(PLAN, range(2), carry, dense, Pictures(9), lambda *_: noise, codec, store=store))
+    list(generated(PLAN, range(2), carry, dense, Pictures(9), lambda *_: noise, codec, store=store))
     return codec.inputs
 
 
@@ -69,7 +70,7 @@ def test_kept_latents_have_the_bits_of_encoded_ones(
         dense = Pictures(3)
         with LatentStore(cache, "tiny") as store:
             inputs = conditioned(vae, tiny, dense, store)
-            assert (store.encoded, store.kept) == counts and dense.read == (2 if counts[0] else 0)
+            assert (store.misses, store.hits) == counts and dense.read == (2 if counts[0] else 0)
         for ours, theirs in zip(inputs, encoded, strict=True):
             assert torch.equal(ours.dense, theirs.dense) and torch.equal(ours.sparse, theirs.sparse)
             assert ours.dense.dtype == theirs.dense.dtype and not torch.equal(ours.dense, ours.sparse)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import (
+
+from longvie_core.backends import comfy as backend
+from longvie_core.model.clip import ClipInputs, ClipStrengths
+from tests.helpers.harness import (
     HOST_TOLERANCE,
     SEED,
     STEPS,
@@ -26,9 +29,6 @@ from harness import (
     shifted,
     simple_sigmas,
 )
-
-from longvie_core.backends import comfy as backend
-from longvie_core.model.clip import ClipInputs, ClipStrengths
 
 
 def control_modules(rig: Rig) -> dict[str, torch.nn.Module]:
@@ -177,13 +177,12 @@ def test_ranges_follow_the_shift_of_the_model_that_is_sampled(tiny: Rig) -> None
 def sampled(patched, vae: object, clip: Clip, own: dict[int, ClipStrengths], cfg: float = 3.0) -> dict[int, torch.Tensor]:
     """Latents of clips by number, sampled one after the other by one backend on one MODEL, as the clip loop does."""
     sampler = backend.MultimodalSampler(patched, vae, None, comfy.samplers.sampler_object("euler"), simple_sigmas(patched), cfg)
-    loop = backend.ComfyBackend(
-        sampler, lambda _: (clip.positive, clip.negative), lambda _: SEED, strengths=lambda number: own[number]
-    )
-    frame = np.zeros((32, 48, 3), dtype=np.uint8)
+    loop = backend.ComfyBackend(sampler)
+    frame, texts = np.zeros((32, 48, 3), dtype=np.uint8), (clip.positive, clip.negative)
+    controls = (clip.dense, clip.sparse, clip.history)
     return {
-        number: loop.sample(ClipInputs(number, frame, clip.image, clip.dense, clip.sparse, clip.history, clip.noise))
-        for number in own
+        number: loop.sample(ClipInputs(number, frame, clip.image, *controls, clip.noise, texts, SEED, strengths))
+        for number, strengths in own.items()
     }
 
 

@@ -10,17 +10,18 @@ import comfy.sd
 import numpy as np
 import pytest
 import torch
-from harness import Rig, largest, text_conditioning
 
 from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.backends import comfy as comfy_backend
 from longvie_core.backends import diffusers
-from longvie_core.model.clip import HistorySettings
 from longvie_core.model.dual_control import Strengths
 from longvie_core.model.noise import UnifiedNoise
 from longvie_core.model.schedule import flow_sigmas
 from longvie_core.plan import ClipPlan
+from longvie_core.run.job import LoopSettings, Script
 from longvie_core.run.loop import Carry, ClipResult, generate
+from longvie_core.run.prompts import ClipPrompt, PromptSchedule
+from tests.helpers.harness import Rig, largest, text_conditioning
 
 PLAN = ClipPlan(width=64, height=48, frames=9, source_frames=17)
 SIGMAS = flow_sigmas(4)
@@ -42,29 +43,31 @@ class Pictures:
 @pytest.fixture(scope="module")
 def backends(weights: dict[str, Path]):
     """The two backends on the same files; dense at 0.7."""
-    texts = text_conditioning(11), text_conditioning(12)
     model, control = comfy.sd.load_diffusion_model(str(weights[RANDOM_BACKBONE])), weights[RANDOM_CONTROL]
     patched = comfy_backend.apply_control(model, comfy_backend.load_control(control), comfy_backend.ModalityRange(0.7))
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(weights[RANDOM_VAE])))
-    sampler = comfy_backend.MultimodalSampler(
-        patched, vae, None, comfy.samplers.sampler_object("euler"), SIGMAS, CFG, HistorySettings()
-    )
+    sampler = comfy_backend.MultimodalSampler(patched, vae, None, comfy.samplers.sampler_object("euler"), SIGMAS, CFG)
     settings = diffusers.SamplingSettings(SIGMAS, CFG, Strengths(dense=0.7))
     return (
-        comfy_backend.ComfyBackend(sampler, lambda clip: texts, lambda clip: 0),
+        comfy_backend.ComfyBackend(sampler),
         diffusers.DiffusersBackend(
             diffusers.load_backbone(weights[RANDOM_BACKBONE]),
             diffusers.load_control(control),
             diffusers.VaeCodec(diffusers.load_vae(weights[RANDOM_VAE])),
             settings,
-            lambda clip: (texts[0][0][0], texts[1][0][0]),
         ),
     )
 
 
 def one_clip(backend: object, clip: int, carry: Carry) -> ClipResult:
-    noise = UnifiedNoise(5).for_clip
-    (result,) = generate(PLAN, [clip], carry, Pictures(1), Pictures(2), noise, backend, HistorySettings())
+    prompts = PromptSchedule((ClipPrompt("positive"),), "negative")
+    script = Script(PLAN, Pictures(1), Pictures(2), carry.frames[0], prompts)
+    host_texts = {"positive": text_conditioning(11), "negative": text_conditioning(12)}
+
+    def read_text(text: str) -> object:
+        return host_texts[text] if isinstance(backend, comfy_backend.ComfyBackend) else host_texts[text][0][0]
+
+    (result,) = generate(script, [clip], carry, backend, LoopSettings(UnifiedNoise(5)), read_text)
     return result
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from longvie_core.control.tracks.flow import FlowTracker
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACK = "longvie_pack_under_test"
 
 

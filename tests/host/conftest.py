@@ -1,28 +1,26 @@
 """The real ComfyUI host for the tests of this folder: one for the session, and further ones on demand."""
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from workflow import SCENE, film_scene
 
 from devtools.host import Host
 from devtools.tiny import write_tiny_weights
+from tests.helpers.places import COMFYUI, NO_COMFYUI, ROOT, comfyui_is_there
+from tests.helpers.workflow import SCENE, film_scene
 
-ROOT = Path(__file__).resolve().parents[2]
 # Nodes that only tests need; loaded beside the pack where the folder exists.
 TEST_PACK = Path(__file__).with_name("longvie_test_pack")
 
 
 @pytest.fixture(scope="session")
 def comfyui_path() -> Path:
-    """The folder of the host: COMFYUI_PATH, else the one that dev.py has fetched."""
-    path = Path(os.environ.get("COMFYUI_PATH") or ROOT / ".host" / "ComfyUI-0.30.0")
-    if not (path / "main.py").is_file():
-        pytest.fail(f"there is no ComfyUI at {path}: run 'python dev.py test' once, or name one in COMFYUI_PATH")
-    return path
+    """The folder of the host."""
+    if not comfyui_is_there():
+        pytest.fail(NO_COMFYUI)
+    return COMFYUI
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +61,7 @@ def make_host(new_host: Callable[..., Host], tmp_path: Path) -> Iterator[Callabl
 def tiny_models(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with random weights of LongVie-Tiny's size."""
     models = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMFYUI_PATH", str(comfyui_path))
-        write_tiny_weights(models)
+    write_tiny_weights(models)
     return models
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from workflow import (
+
+from devtools.host import Host, RunResult
+from tests.helpers.workflow import (
     CLIPS,
     FRAMES,
     Prompt,
@@ -25,8 +27,6 @@ from workflow import (
     tiny_workflow,
     view,
 )
-
-from devtools.host import Host, RunResult
 
 FPS, RATE, FILM_SECONDS = 16, 16000, 4
 EVERY_CLIP = range(1, CLIPS + 1)

@@ -13,7 +13,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
-from workflow import (
+
+from devtools.host import Host, PromptRejected
+from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, randomize
+from longvie_core.media.write import VideoWriter
+from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
+from longvie_core.model.wan import WanConfig, WanModel
+from tests.helpers.workflow import (
     FRAMES,
     HEIGHT,
     SCENE,
@@ -33,12 +39,6 @@ from workflow import (
     stitched,
     tiny_workflow,
 )
-
-from devtools.host import Host, PromptRejected
-from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, randomize
-from longvie_core.media.write import VideoWriter
-from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.model.wan import WanConfig, WanModel
 
 RUN = "bad input"
 

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tiny_depth import tiny_depth_checkpoint
-from workflow import Prompt, add, failure, free_memory, pictures, preview, run, shown
 
 from devtools.host import Host
 from longvie_core.media.write import VideoWriter
+from tests.helpers.tiny_depth import tiny_depth_checkpoint
+from tests.helpers.workflow import Prompt, add, failure, free_memory, pictures, preview, run, shown
 
 WIDTH, HEIGHT, FRAMES = 64, 48, 9
 LENGTH = 17

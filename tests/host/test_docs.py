@@ -2,14 +2,14 @@
 
 import re
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devtools.host import Host
+from tests.helpers.places import ROOT
 
-DOCS = Path(__file__).resolve().parents[2] / "web" / "docs"
+DOCS = ROOT / "web" / "docs"
 PREFIX = "LongVie"
 
 

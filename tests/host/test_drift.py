@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from workflow import (
+
+from devtools.host import Host
+from tests.helpers.workflow import (
     CLIPS,
     Prompt,
     RunFolder,
@@ -21,8 +23,6 @@ from workflow import (
     run,
     tiny_workflow,
 )
-
-from devtools.host import Host
 
 STEPS = 2
 QUICK = {"Sigmas": {"steps": STEPS}}

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workflow import (
+
+from devtools.bench.faults import CLIPS, SCENE, SIZE, STEPS, Relay, make_hosts
+from devtools.host import Host, HostError, RunResult
+from tests.helpers.workflow import (
     REFUSALS,
     RunFolder,
     assert_same_clip,
@@ -27,9 +30,6 @@ from workflow import (
     run,
     tiny_workflow,
 )
-
-from devtools.bench.faults import CLIPS, SCENE, SIZE, STEPS, Relay, make_hosts
-from devtools.host import Host, HostError, RunResult
 
 FAULT_PACK = Path(__file__).with_name("longvie_fault_pack")
 EVERY_CLIP = range(1, CLIPS + 1)

@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from real_videos import real_video
 from scipy.stats import spearmanr
-from workflow import Prompt, add, decode, node_id, pictures, preview, rendered_clips, report, run, set_inputs, shown
 
 from devtools.host import Host, RunResult
 from devtools.tiny import load_random
@@ -27,8 +25,23 @@ from longvie_core.media.write import VideoWriter
 from longvie_core.world.render import Frame, render_frames
 from longvie_core.world.scene import Scene, make_scene
 from longvie_core.world.track import track
+from tests.helpers.places import ROOT
+from tests.helpers.real_videos import real_video
+from tests.helpers.workflow import (
+    Prompt,
+    add,
+    decode,
+    node_id,
+    pictures,
+    preview,
+    rendered_clips,
+    report,
+    run,
+    set_inputs,
+    shown,
+)
 
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "longvie_tiny_from_video.json"
+WORKFLOW = ROOT / "workflows" / "api" / "longvie_tiny_from_video.json"
 
 RATE = Fraction(5)
 """Frames a second of scene time; the video has 16: two small clips are so short that the scene has to move faster."""

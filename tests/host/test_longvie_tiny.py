@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workflow import WORKFLOW, Prompt, RunFolder, add, decode, node_id, run, set_inputs
 
 from devtools.demo import GRID, HEIGHT, SPEED, WIDTH, film_scene, scene_plan
 from devtools.host import Host
@@ -18,6 +17,7 @@ from longvie_core.media.write import VideoWriter
 from longvie_core.training.data.scenes import SceneSettings
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from tests.helpers.workflow import WORKFLOW, Prompt, RunFolder, add, decode, node_id, run, set_inputs
 
 FROM_CLIPS = WORKFLOW
 FROM_VIDEO = WORKFLOW.with_name("longvie_tiny_from_video.json")

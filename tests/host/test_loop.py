@@ -16,7 +16,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from workflow import (
+
+from devtools.host import Host, HostError, RunResult
+from devtools.tiny import RANDOM_VAE
+from longvie_core.media.write import VideoWriter
+from tests.helpers.workflow import (
     CLIPS,
     FRAMES,
     HEIGHT,
@@ -43,10 +47,6 @@ from workflow import (
     tiny_workflow,
     view,
 )
-
-from devtools.host import Host, HostError, RunResult
-from devtools.tiny import RANDOM_VAE
-from longvie_core.media.write import VideoWriter
 
 EVERY_CLIP = range(1, CLIPS + 1)
 # A name that is awkward in paths and addresses.

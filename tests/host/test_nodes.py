@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from workflow import (
+
+from devtools.host import Host, RunResult
+from devtools.tiny import BACKBONE, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
+from tests.helpers.workflow import (
     CLIPS,
     FRAMES,
     HEIGHT,
@@ -31,12 +37,6 @@ from workflow import (
     stitched,
     tiny_workflow,
 )
-
-from devtools.host import Host, RunResult
-from devtools.tiny import BACKBONE, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
-from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import render_frames
-from longvie_core.world.scene import make_scene
 
 NODES = {
     "LongVieClipPlan",

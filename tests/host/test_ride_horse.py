@@ -6,7 +6,6 @@ The example's own depth videos give the depth: ten clips of 81 frames that share
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,9 @@ from longvie_core.control.normalize import write_control
 from longvie_core.control.raw_depth import RawDepth, RawDepthWriter
 from longvie_core.media.read import read_frames
 from longvie_core.plan import ClipPlan
+from tests.helpers.places import SHARED
 
-EXAMPLE = Path(__file__).parents[3] / "shared" / "examples" / "ride_horse"
+EXAMPLE = SHARED / "examples" / "ride_horse"
 CLIPS, FRAMES, STRIDE = 10, 81, 80
 SMALLER = 8
 """Every eighth row and column: the rule looks at no neighbours, and all pixels of 801 frames are more than a gigabyte."""

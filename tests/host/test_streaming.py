@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from workflow import (
+
+from devtools.host import Host
+from devtools.tiny import RANDOM_VAE
+from tests.helpers.workflow import (
     Prompt,
     RunFolder,
     add,
@@ -28,9 +31,6 @@ from workflow import (
     stitched,
     tiny_workflow,
 )
-
-from devtools.host import Host
-from devtools.tiny import RANDOM_VAE
 
 FOLDER, CLIPS, STEPS = "streamed", 6, 2
 COUNTS = re.compile(r"^control latents: (\d+) encoded, (\d+) kept$", re.MULTILINE)

@@ -8,7 +8,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from scipy.stats import rankdata
-from workflow import (
+
+from devtools.host import Host
+from longvie_core.media.probe import probe
+from longvie_core.media.write import VideoWriter
+from longvie_core.world.render import render_frames
+from longvie_core.world.scene import make_scene
+from longvie_core.world.track import grid_points, track
+from tests.helpers.workflow import (
     FRAMES,
     HEIGHT,
     WIDTH,
@@ -24,13 +31,6 @@ from workflow import (
     set_inputs,
     tiny_workflow,
 )
-
-from devtools.host import Host
-from longvie_core.media.probe import probe
-from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import render_frames
-from longvie_core.world.scene import make_scene
-from longvie_core.world.track import grid_points, track
 
 LENGTH = 2 * FRAMES - 1
 

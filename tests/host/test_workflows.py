@@ -15,8 +15,9 @@ from PIL import Image
 
 from devtools.host import Host, PromptRejected
 from devtools.workflows import completed, page_workflow
+from tests.helpers.places import ROOT
 
-WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+WORKFLOWS = ROOT / "workflows"
 NAMES = sorted(path.stem for path in (WORKFLOWS / "api").glob("*.json"))
 OFFICIAL = "longvie_from_control_clips"
 FROM_VIDEO = "longvie_from_video"

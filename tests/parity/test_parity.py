@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from devtools.parity import GROUPS, all_rows
+from tests.helpers.places import RECORDED, SHARED
 
-HERE = Path(__file__).parent / "data"
-WHOLE = Path(__file__).parents[3] / "shared" / "golden"
+WHOLE = SHARED / "golden"
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def failures(folder: Path, group: str) -> list[str]:
 
 @pytest.mark.parametrize("group", sorted(GROUPS.keys() - {"conditioning"}))
 def test_small_set(group: str) -> None:
-    assert failures(HERE, group) == []
+    assert failures(RECORDED, group) == []
 
 
 @pytest.mark.skipif(not WHOLE.is_dir(), reason="the reference's whole set is not beside this checkout")
@@ -48,4 +48,4 @@ def test_a_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensors
 
     monkeypatch.setattr(parity, "read_tensors", spoiled)
-    assert failures(HERE, "network")
+    assert failures(RECORDED, "network")

@@ -23,9 +23,9 @@ from longvie_core.training.losses import (
     training_schedule,
     velocity_target,
 )
+from tests.helpers.places import RECORDED, SHARED
 
-HERE = Path(__file__).parent / "data"
-WHOLE = Path(__file__).parents[3] / "shared" / "golden"
+WHOLE = SHARED / "golden"
 RELATIVE = 1e-5
 NORM_RELATIVE = 1e-4
 """Of each gradient's norm by itself, the smallest ones too."""
@@ -33,7 +33,7 @@ NORM_RELATIVE = 1e-4
 FLAG = torch.tensor([True])
 
 whole = pytest.mark.skipif(not WHOLE.is_dir(), reason="the reference's whole set is not beside this checkout")
-folders = pytest.mark.parametrize("golden", [pytest.param(HERE, id="small"), pytest.param(WHOLE, id="whole", marks=whole)])
+folders = pytest.mark.parametrize("golden", [pytest.param(RECORDED, id="small"), pytest.param(WHOLE, id="whole", marks=whole)])
 
 
 def relative(ours: Tensor | float, theirs: Tensor | float) -> float:
@@ -143,7 +143,7 @@ def test_end_to_end(case: str) -> None:
 
 def test_a_clean_batch_is_the_control_stages_loss() -> None:
     """The reference's first stage has a loss function of its own; on clean samples it is the same number."""
-    tensors = read_tensors(HERE / "losses.safetensors")
+    tensors = read_tensors(RECORDED / "losses.safetensors")
     draw = training_schedule().at(torch.tensor([500]))
     loss = loss_of(tensors["noise_pred"], tensors["noise"], tensors["input_latents"], None, draw)
     assert relative(loss, tensors["loss.control_stage"][0]) <= RELATIVE
@@ -153,4 +153,4 @@ def test_a_wrong_formula_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import longvie_core.training.losses as losses
 
     monkeypatch.setattr(losses, "velocity_target", lambda noise, data: velocity_target(noise, data) * 1.001)
-    assert failures(loss_rows(HERE))
+    assert failures(loss_rows(RECORDED))

@@ -29,11 +29,12 @@ from longvie_core.plan import ClipPlan
 from longvie_core.run.keys import ClipKey
 from longvie_core.run.manifest import Manifest
 from longvie_core.run.names import check_run_name
-from longvie_core.run.prompts import parse_prompts, prompt_for
+from longvie_core.run.prompts import PromptSchedule, parse_prompts
 from longvie_core.run.store import Run
 from longvie_core.weights.control import control_shapes, read_control
 from longvie_core.weights.header import read_header
 from longvie_core.weights.overlay import overlay_shapes, read_overlay
+from tests.helpers.loops import finished_clip
 
 SIZE = 16
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=5, source_frames=13)
@@ -123,7 +124,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with Run(folder).locked() as run:
         for clip, key in enumerate(KEYS):
-            run.save_clip(clip, PLAN, key, torch.zeros(1, 16, 2, 2, 2), np.zeros((5, SIZE, SIZE, 3), np.uint8), 1.0)
+            frames = np.zeros((5, SIZE, SIZE, 3), np.uint8)
+            run.save_clip(PLAN, key, finished_clip(PLAN, clip, torch.zeros(1, 16, 2, 2, 2), frames), 1.0)
     return listing(folder)
 
 
@@ -291,7 +293,7 @@ def test_any_schedule_is_parsed_or_refused_by_name(text: str, clip: int) -> None
     parsed = []
     if not refused(lambda: parsed.append(parse_prompts(text)), "prompt"):
         (prompts,) = parsed
-        chosen = prompt_for(prompts, clip)
+        chosen = PromptSchedule(prompts).of(clip)
         for value in values(chosen):
             assert value is None or isinstance(value, str | int | float)
             assert not isinstance(value, float) or math.isfinite(value)

@@ -1,5 +1,6 @@
 """LongVie on an unmodified ComfyUI. Beside ``nodes/`` this is the only folder that imports the host."""
 
+from ...model.clip import ModalityRange
 from .conditioning import (
     DENSE,
     HISTORY,
@@ -13,7 +14,7 @@ from .conditioning import (
     with_image,
 )
 from .host import require_host
-from .patch import ModalityRange, apply_control, check_fit, check_image_branch
+from .patch import apply_control, check_fit, check_image_branch
 from .sampler import ComfyBackend, MultimodalSampler, progress_over_clips
 from .weights import apply_overlay, load_control
 

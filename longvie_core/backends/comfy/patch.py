@@ -12,21 +12,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import comfy.conds
 import comfy.ldm.common_dit
-import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
-import comfy.sample
-import comfy.samplers
-import comfy.utils
 import torch
 from comfy.ldm.wan.model import WanModel, sinusoidal_embedding_1d
 from torch import Tensor
 
-from ...model.clip import ClipStrengths
+from ...model.clip import ClipStrengths, ModalityRange
 from ...model.conditioning import history_input
 from ...model.dual_control import DualControl, DualControlConfig, Streams, Strengths
 from ...model.noise import FIRST_FRAME_SIGMA, blend_first_frame
@@ -44,29 +39,6 @@ SIGMA_ROUNDING = 1e-6
 
 
 # Control on a MODEL
-
-
-@dataclass(frozen=True)
-class ModalityRange:
-    """Strength of one modality and the part of the sampling in which it acts.
-
-    Args:
-        strength: weight in ``Combine_b(s_d * dense + s_s * sparse)``; 0 = off, not even computed.
-        start_percent, end_percent: part of the schedule, 0 = first step, 1 = last.
-
-    Raises:
-        ValueError: the range is empty or outside 0 .. 1.
-    """
-
-    strength: float = 1.0
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start_percent <= self.end_percent <= 1:
-            raise ValueError(
-                f"control range {self.start_percent} .. {self.end_percent} is not within 0 .. 1 with start before end"
-            )
 
 
 @dataclass(frozen=True)
@@ -144,7 +116,15 @@ class ControlWrapper:
 
     @torch.compiler.disable(recursive=False)
     def __call__(
-        self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None = None,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         dense, sparse, history, own = (kwargs.pop(key, None) for key in (DENSE, SPARSE, HISTORY, STRENGTHS))
         options = dict(transformer_options or {})
@@ -170,7 +150,17 @@ class ControlWrapper:
 
     @torch.compiler.disable
     def _start(
-        self, backbone, x, timestep, context, clip_fea, dense, sparse, own, history_frames, options
+        self,
+        backbone: WanModel,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None,
+        dense: Tensor | None,
+        sparse: Tensor | None,
+        own: ClipStrengths,
+        history_frames: int,
+        options: dict,
     ) -> Evaluation | None:
         if dense is None and sparse is None:
             self._warn("a conditioning without LongVie's control reached the model: wire positive and negative through it")
@@ -222,14 +212,24 @@ class FirstFrameBlend:
     def __init__(self, sigma: float) -> None:
         self.sigma = sigma
 
-    def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         history = _history_of(guider.conds)
         if history is not None and executor.class_obj.max_denoise(guider, sigmas):
             noise = blend_first_frame(noise, history.to(noise), self.sigma)
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
-def _budget_history(executor, model, noise_shape, conds, *args, **kwargs):
+def _budget_history(executor: Any, model: Any, noise_shape: Sequence[int], conds: dict, *args: Any, **kwargs: Any) -> Any:
     """``PREPARE_SAMPLING`` wrapper: the host's memory estimate sees the history frames too."""
     history = _history_of(conds)
     if history is not None:
@@ -238,7 +238,7 @@ def _budget_history(executor, model, noise_shape, conds, *args, **kwargs):
 
 
 class BeginSampling:
-    """``OUTER_SAMPLE`` wrapper: checks the sizes, and hangs the run's other wrappers behind everybody else's.
+    """``OUTER_SAMPLE`` wrapper: checks the sizes, and registers LongVie's other wrappers after all that are there.
 
     Context windows shuffle the noise and clamp the memory estimate in wrappers of their own; ours have to see the result,
     whatever the order of the nodes.
@@ -247,7 +247,7 @@ class BeginSampling:
     def __init__(self, first_frame_sigma: float) -> None:
         self.blend = FirstFrameBlend(first_frame_sigma)
 
-    def __call__(self, executor, noise, *args, **kwargs) -> Tensor:
+    def __call__(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
         check_sizes(guider.conds, noise.shape)
         wrappers = comfy.patcher_extension.WrappersMP
@@ -331,13 +331,5 @@ def check_fit(backbone: WanModel, config: DualControlConfig) -> None:
     Raises:
         ValueError: naming the numbers that differ.
     """
-    pairs = {
-        "width": (config.dim, backbone.dim),
-        "head width": (config.head_dim, backbone.dim // backbone.num_heads),
-        "image branch": (config.image, backbone.img_emb is not None),
-    }
-    wrong = [f"{name} {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if config.num_layers > len(backbone.blocks):
-        wrong.append(f"{config.num_layers} controlled blocks against {len(backbone.blocks)} in all")
-    if wrong:
-        raise ValueError(f"control network and backbone do not fit: {', '.join(wrong)}. Use the pair that belongs together")
+    head_dim = backbone.dim // backbone.num_heads
+    config.check_backbone(backbone.dim, head_dim, backbone.img_emb is not None, len(backbone.blocks))

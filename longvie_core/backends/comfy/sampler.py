@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import comfy.conds
-import comfy.ldm.common_dit
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
-import comfy.patcher_extension
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 from torch import Tensor
 
-from ...model.clip import ClipInputs, ClipStrengths, HistorySettings
-from ...run.colour_anchor import AnchorSettings
-from .conditioning import Conditioning, VaeCodec, encode_clip_vision, with_control, with_image
+from ...model.clip import ClipInputs
+from .conditioning import VaeCodec, encode_clip_vision, with_control, with_image
 from .patch import check_image_branch
-
-# Sampling a clip
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,6 @@ class MultimodalSampler:
         vae, clip_vision, sampler: host objects; ``clip_vision`` is ``None`` for a backbone without image branch.
         sigmas: [steps + 1].
         cfg: guidance scale.
-        history: what later clips see of the one before.
-        anchor: how strongly later clips are held to the first one's colours.
     """
 
     model: comfy.model_patcher.ModelPatcher
@@ -45,8 +35,6 @@ class MultimodalSampler:
     sampler: comfy.samplers.Sampler
     sigmas: Tensor
     cfg: float
-    history: HistorySettings = field(default_factory=HistorySettings)
-    anchor: AnchorSettings = field(default_factory=AnchorSettings)
 
     def __post_init__(self) -> None:
         check_image_branch(self.model, self.clip_vision)
@@ -62,29 +50,16 @@ ProgressHook = Callable[[int, int, Tensor], None]
 
 
 class ComfyBackend:
-    """:class:`longvie_core.model.clip.ClipBackend` on the host's sampler and VAE.
+    """:class:`longvie_core.model.clip.ClipBackend` on the host's sampler and VAE; texts are CONDITIONING.
 
     Args:
         sampler: what samples.
-        text: ``clip number -> (positive, negative)`` CONDITIONING.
-        seed: seed that stochastic host samplers get, by clip number.
         on_step: progress.
-        strengths: the clip's own control strengths, by clip number; the sampler's by default.
     """
 
-    def __init__(
-        self,
-        sampler: MultimodalSampler,
-        text: Callable[[int], tuple[Conditioning, Conditioning]],
-        seed: Callable[[int], int],
-        on_step: ProgressHook | None = None,
-        strengths: Callable[[int], ClipStrengths] | None = None,
-    ) -> None:
+    def __init__(self, sampler: MultimodalSampler, on_step: ProgressHook | None = None) -> None:
         self.sampler = sampler
-        self.text = text
-        self.seed = seed
         self.on_step = on_step
-        self.strengths = strengths or (lambda _: ClipStrengths())
         self.codec = VaeCodec(sampler.vae, sampler.model)
         self.encode = self.codec.encode
         self.encode_first_frame = self.codec.encode_first_frame
@@ -97,10 +72,9 @@ class ComfyBackend:
         vision = None
         if self.sampler.clip_vision is not None:
             vision = encode_clip_vision(self.sampler.clip_vision, inputs.start_frame)
-        strengths = self.strengths(inputs.clip)
         positive, negative = (
-            with_control(with_image(text, inputs.image, vision), inputs.dense, inputs.sparse, inputs.history, strengths)
-            for text in self.text(inputs.clip)
+            with_control(with_image(text, inputs.image, vision), inputs.dense, inputs.sparse, inputs.history, inputs.strengths)
+            for text in inputs.text
         )
         guider = comfy.samplers.CFGGuider(self.sampler.model)
         guider.set_conds(positive, negative)
@@ -118,7 +92,7 @@ class ComfyBackend:
             self.sampler.sigmas,
             callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=self.seed(inputs.clip),
+            seed=inputs.seed,
         )
         return samples.to(comfy.model_management.intermediate_device())
 

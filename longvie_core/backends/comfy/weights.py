@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 
-import comfy.conds
-import comfy.ldm.common_dit
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
-import comfy.patcher_extension
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy.ldm.wan.model import WanAttentionBlock, WanModel

@@ -67,7 +67,9 @@ class TransformersDepth:
         self._processor, self._network = self._load(folder)
 
     def _load(self, folder: Path) -> tuple[Any, torch.nn.Module]:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation, __version__
+
+        dtype = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (4, 56) else "torch_dtype"  # its older name
 
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         # Weights of another shape are let through here, and refused by name below.
@@ -75,7 +77,7 @@ class TransformersDepth:
         try:
             processor = AutoImageProcessor.from_pretrained(str(folder), **local)
             network, info = AutoModelForDepthEstimation.from_pretrained(
-                str(folder), use_safetensors=True, dtype=self._dtype, **local, **report
+                str(folder), use_safetensors=True, **{dtype: self._dtype}, **local, **report
             )
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder} cannot be loaded as a depth checkpoint: {error}") from error

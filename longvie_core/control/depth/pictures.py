@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange
 
 from ...media.probe import video_index
 from ...media.read import numbered_frames, read_frames
@@ -113,7 +114,19 @@ def _grey(frame: av.VideoFrame) -> np.ndarray:
     rounds, and makes 16 bits of 8-bit RGB that end below full scale.
     """
     rgb = "rgb48le" if frame.format.components[0].bits > 8 else "rgb24"
-    return frame.to_ndarray(format=rgb if frame.format.is_rgb else "gray16le", src_color_range=frame.color_range)
+    if frame.format.is_rgb:
+        return frame.to_ndarray(format=rgb, src_color_range=frame.color_range)
+    # By FFmpeg's filter: PyAV 16 itself cannot be told that the result's range is full.
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
+    source_range = "full" if frame.color_range == ColorRange.JPEG else "limited"
+    scale, grey = graph.add("scale", f"in_range={source_range}:out_range=full"), graph.add("format", "gray16le")
+    source.link_to(scale)
+    scale.link_to(grey)
+    grey.link_to(graph.add("buffersink"))
+    graph.configure()
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def _picture_files(path: Path) -> list[Path]:

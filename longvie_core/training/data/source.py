@@ -24,7 +24,7 @@ from ...control.tracks.types import Tracker
 from ...control.tracks.write import write_tracks
 from ...media.footage import Footage
 from ...plan import ClipPlan
-from ...run.prompts import parse_prompts, prompt_for
+from ...run.prompts import PromptSchedule, parse_prompts
 from .scenes import SceneSet
 
 PAST_FRAMES = 16
@@ -267,7 +267,7 @@ class VideoFolder:
     def text(self, number: int) -> str:
         video, clip = self._find(number)
         caption = self._caption(video)
-        return prompt_for(parse_prompts(caption), clip).text if caption else ""
+        return PromptSchedule(parse_prompts(caption)).of(clip).text if caption else ""
 
     def prepare(self) -> Iterator[Path]:
         """Make the controls of all videos; yields each video when its controls are there."""

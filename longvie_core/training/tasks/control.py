@@ -23,12 +23,12 @@ from ...backends.diffusers.forward import velocity
 from ...backends.diffusers.sampler import check_fit
 from ...backends.diffusers.weights import original_state
 from ...disk.atomic import write_atomically
+from ...model.clip import encode_control
 from ...model.conditioning import control_condition, image_condition, pixels_from_uint8
 from ...model.dual_control import DualControl, DualControlConfig, Streams
 from ...model.noise import initial_latents
 from ...model.schedule import add_noise, flow_sigmas, sample_euler
 from ...model.wan import CrossAttention, WanConfig
-from ...run.control_latents import encode_control
 from ...weights.backbone import diffusers_backbone_config
 from ..data.source import Clip
 from ..data.table import ClipLatents, TrainingCodec, Variant

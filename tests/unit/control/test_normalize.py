@@ -17,8 +17,9 @@ from longvie_core.control.percentiles import global_percentiles
 from longvie_core.control.raw_depth import RawDepth, RawDepthWriter
 from longvie_core.media.read import read_frames
 from longvie_core.plan import ClipPlan
+from tests.helpers.places import RECORDED
 
-GOLDEN = Path(__file__).parents[1] / "parity" / "data" / "depth_track.npz"
+GOLDEN = RECORDED / "depth_track.npz"
 LENGTHS = (1, 80, 81, 82, 100, 161, 250)
 
 

@@ -20,8 +20,10 @@ from longvie_core.model.clip import HistorySettings
 from longvie_core.model.noise import UnifiedNoise, initial_latents
 from longvie_core.model.schedule import flow_sigmas, sample_euler
 from longvie_core.plan import ClipPlan
-from longvie_core.run.control_latents import LatentStore
-from longvie_core.run.loop import Carry, ClipResult, TimedBackend, clip_inputs, control_latents, generate
+from longvie_core.run.control_latents import LatentStore, control_latents
+from longvie_core.run.job import LoopSettings, Script
+from longvie_core.run.loop import Carry, ClipResult, TimedBackend, clip_inputs
+from tests.helpers.loops import CalledNoise, generated
 
 PLAN = ClipPlan(width=16, height=16, frames=17, source_frames=17 + 16 * 3)
 FIRST = np.full((16, 16, 3), 250, np.uint8)
@@ -169,7 +171,7 @@ class TestGenerate:
         backend = RecordingBackend(PLAN)
         self.dense, self.sparse, self.noise = Window(0), Window(100), Source()
         given = {"dense": self.dense, "sparse": self.sparse} | changes
-        self.results = list(generate(PLAN, clips, carry or first_carry(), noise=self.noise, backend=backend, **given))
+        self.results = list(generated(PLAN, clips, carry or first_carry(), noise=self.noise, backend=backend, **given))
         return backend
 
     def test_clips_come_in_order_with_all_their_frames(self) -> None:
@@ -229,7 +231,7 @@ class TestGenerate:
 
     def test_unified_noise_fits_as_the_source(self) -> None:
         backend = RecordingBackend(PLAN)
-        list(generate(PLAN, range(3), first_carry(), None, None, UnifiedNoise(4).for_clip, backend))
+        list(generated(PLAN, range(3), first_carry(), None, None, UnifiedNoise(4).for_clip, backend))
         expected = torch.randn((1, 16, 5, 2, 2), generator=torch.Generator().manual_seed(4))
         assert all(torch.equal(inputs.noise, expected) for inputs in backend.inputs)
 
@@ -247,7 +249,7 @@ class TestGenerate:
     def test_overlap_of_several_frames(self) -> None:
         plan = ClipPlan(width=16, height=16, frames=17, overlap=3, source_frames=17 + 14)
         backend = RecordingBackend(plan)
-        list(generate(plan, range(2), first_carry(), Window(0), None, Source(), backend))
+        list(generated(plan, range(2), first_carry(), Window(0), None, Source(), backend))
         second = backend.inputs[1]
         assert levels([second.start_frame]) == [14]
         assert ("encode", [7, 8, 9, 10, 11]) in backend.calls
@@ -255,7 +257,7 @@ class TestGenerate:
 
     def test_nothing_is_done_before_it_is_asked_for(self) -> None:
         backend = RecordingBackend(PLAN)
-        results = generate(PLAN, range(4), first_carry(), None, None, Source(), backend)
+        results = generated(PLAN, range(4), first_carry(), None, None, Source(), backend)
         assert backend.calls == []
         next(results)
         assert [call for call in backend.calls if call[0] == "sample"] == [("sample", 0)]
@@ -265,7 +267,7 @@ class TestGenerate:
         plan = ClipPlan(width=16, height=16, frames=frames, overlap=2, source_frames=4 * frames)
         backend = RecordingBackend(plan)
         with pytest.raises(ValueError, match=f"{history}"):
-            list(generate(plan, range(2), first_carry(), None, None, Source(), backend, HistorySettings(history)))
+            list(generated(plan, range(2), first_carry(), None, None, Source(), backend, HistorySettings(history)))
         assert not [call for call in backend.calls if call[0] == "sample"]
 
 
@@ -278,7 +280,7 @@ def test_memory_does_not_grow_with_the_clips() -> None:
     references: list[weakref.ref] = []
     alive: list[int] = []
     plan = ClipPlan(width=16, height=16, frames=9, source_frames=8 * 20 + 1)
-    for result in generate(plan, range(20), first_carry(), Window(0), None, Source(), Counting(plan)):
+    for result in generated(plan, range(20), first_carry(), Window(0), None, Source(), Counting(plan)):
         references += [weakref.ref(result.frames), weakref.ref(result.latents), weakref.ref(result)]
         del result
     # While clip k is sampled, at most the pictures and latents of clip k - 1 are still held.
@@ -305,7 +307,7 @@ class TestReadingAhead:
     def test_the_next_clips_pictures_are_read_while_a_clip_is_sampled_and_no_others(self) -> None:
         window = Window(0)
         backend = self.Slow(PLAN, window=window)
-        list(generate(PLAN, range(4), first_carry(), window, None, Source(), backend))
+        list(generated(PLAN, range(4), first_carry(), window, None, Source(), backend))
         assert backend.seen == [(0, 1), (1, 2), (2, 3), (3, 3)]
         assert window.asked == [0, 1, 2, 3], "pictures are read once"
 
@@ -316,7 +318,7 @@ class TestReadingAhead:
                 if clip == 2:
                     raise ValueError("depth_02.mp4: frame 7 is damaged")
 
-        results = generate(PLAN, range(4), first_carry(), Torn(0), None, Source(), RecordingBackend(PLAN))
+        results = generated(PLAN, range(4), first_carry(), Torn(0), None, Source(), RecordingBackend(PLAN))
         assert [next(results).clip, next(results).clip] == [0, 1]
         with pytest.raises(ValueError, match="depth_02.mp4: frame 7 is damaged"):
             next(results)
@@ -343,7 +345,7 @@ class TestReadingAhead:
                     raise InterruptedError("by the user")
                 return super().sample(inputs)
 
-        results = generate(PLAN, range(4), first_carry(), Endless(0), None, Source(), Interrupted(PLAN))
+        results = generated(PLAN, range(4), first_carry(), Endless(0), None, Source(), Interrupted(PLAN))
         if way == "failed":
             with pytest.raises(InterruptedError, match="by the user"):
                 next(results)
@@ -373,14 +375,14 @@ class TestStore:
         with self.store:
             carry = first_carry() if clips.start == 0 else Carry.after(PLAN, grey(*range(17)))
             given = {"dense": dense, "sparse": Content(100), "noise": Source(), "backend": backend} | changes
-            return list(generate(PLAN, clips, carry, store=self.store, **given)), backend
+            return list(generated(PLAN, clips, carry, store=self.store, **given)), backend
 
     def test_a_second_run_encodes_and_reads_no_control_and_samples_from_the_same_bits(self, tmp_path: Path) -> None:
         dense, again = Content(0), Content(0)
         _, first = self.run(tmp_path, dense)
-        assert (self.store.encoded, self.store.kept) == (8, 0)
+        assert (self.store.misses, self.store.hits) == (8, 0)
         _, second = self.run(tmp_path, again)
-        assert (self.store.encoded, self.store.kept) == (0, 8)
+        assert (self.store.misses, self.store.hits) == (0, 8)
         assert dense.asked == [0, 1, 2, 3] and again.asked == []
         assert not [call for call in second.calls if call[0] == "first frame"]
         # What is left to encode are the histories: five frames each.
@@ -391,13 +393,13 @@ class TestStore:
     def test_only_what_changed_is_read_and_encoded(self, tmp_path: Path) -> None:
         self.run(tmp_path, Content(0))
         _, backend = self.run(tmp_path, Content(1), range(2, 4))
-        assert (self.store.encoded, self.store.kept) == (2, 2)
+        assert (self.store.misses, self.store.hits) == (2, 2)
         assert [call[1] for call in backend.calls if call[0] == "first frame"] == [33, 49]
 
     def test_with_and_without_a_store_the_inputs_are_the_same(self, tmp_path: Path) -> None:
         _, kept = self.run(tmp_path, Content(0))
         plain = RecordingBackend(PLAN)
-        list(generate(PLAN, range(4), first_carry(), Window(0), Window(100), Source(), plain))
+        list(generated(PLAN, range(4), first_carry(), Window(0), Window(100), Source(), plain))
         for ours, theirs in zip(kept.inputs, plain.inputs, strict=True):
             assert torch.equal(ours.dense, theirs.dense) and torch.equal(ours.sparse, theirs.sparse)
 
@@ -416,11 +418,11 @@ class TestTimedBackend:
         timed = TimedBackend(Slow(PLAN))
         results: list[ClipResult] = []
         started = time.perf_counter()
-        for result in generate(PLAN, range(2), first_carry(), Window(0), None, Source(), timed):
+        for result in generated(PLAN, range(2), first_carry(), Window(0), None, Source(), timed):
             results.append(result)
             time.sleep(0.2)
         assert 0.2 <= timed.seconds <= time.perf_counter() - started - 0.4
-        plain = list(generate(PLAN, range(2), first_carry(), Window(0), None, Source(), RecordingBackend(PLAN)))
+        plain = list(generated(PLAN, range(2), first_carry(), Window(0), None, Source(), RecordingBackend(PLAN)))
         assert all(np.array_equal(ours.frames, theirs.frames) for ours, theirs in zip(results, plain, strict=True))
 
     def test_time_until_an_error_counts(self) -> None:
@@ -431,7 +433,7 @@ class TestTimedBackend:
 
         timed = TimedBackend(Failing(PLAN))
         with pytest.raises(InterruptedError):
-            list(generate(PLAN, range(2), first_carry(), None, None, Source(), timed))
+            list(generated(PLAN, range(2), first_carry(), None, None, Source(), timed))
         assert timed.seconds >= 0.05
 
 
@@ -439,7 +441,9 @@ def test_clip_inputs_is_one_round_of_the_loop() -> None:
     backend = RecordingBackend(PLAN)
     carry = Carry.after(PLAN, grey(*range(50, 67)))
     noise, dense, sparse = torch.zeros(1, 16, 5, 2, 2), torch.ones(1, 36, 5, 2, 2), torch.ones(1, 36, 5, 2, 2)
-    inputs = clip_inputs(PLAN, 2, carry, dense, sparse, noise, HistorySettings(), backend)
+    script = Script(PLAN, None, None, FIRST)
+    settings = LoopSettings(CalledNoise(lambda *_: noise))
+    inputs = clip_inputs(script, 2, carry, dense, sparse, settings, backend)
     assert inputs.clip == 2 and levels([inputs.start_frame]) == [66]
     assert inputs.noise is noise and inputs.dense is dense and inputs.sparse is sparse
     assert float(inputs.history.unique()) == 59  # the first of the last eight

@@ -38,8 +38,8 @@ from longvie_core.weights.convert import convert
 from longvie_core.weights.files import DIFFUSERS_WEIGHTS, read_weights
 from longvie_core.weights.layouts import BACKBONE as BACKBONE_NAMES
 from longvie_core.weights.overlay import overlay_shapes
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 2e-5
 BACKBONE = WanConfig(dim=48, ffn_dim=64, num_heads=4, num_layers=3, text_dim=16, freq_dim=32, has_image_input=False)
 CONTROL = DualControlConfig(dim=48, control_dim=24, ffn_dim=32, num_heads=2, num_layers=2, image=False)
@@ -546,7 +546,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 torch.set_grad_enabled(False)
-torch.accelerator.device_count = lambda: 1  # diffusers divides by it
+torch.accelerator.device_count = torch.get_device_module(torch._C._get_accelerator()).device_count = lambda: 1  # divided by
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=int(sys.argv[3]), world_size=2)
 from longvie_core.backends import diffusers as backend
 given = torch.load(sys.argv[1], weights_only=True)

@@ -33,6 +33,7 @@ from longvie_core.run.keys import ClipKey
 from longvie_core.run.manifest import Manifest
 from longvie_core.run.names import check_run_name, clip_range
 from longvie_core.run.store import Run
+from tests.helpers.loops import finished_clip
 
 SIZE = 32
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 3 + 1)
@@ -59,7 +60,7 @@ KEYS = [key(clip) for clip in range(3)]
 
 
 def save(run: Run, clip: int, take: int = 0, plan: ClipPlan = PLAN, **changes: str) -> None:
-    run.save_clip(clip, plan, key(clip, **changes), latents(clip, take), pictures(clip, take), 1.5)
+    run.save_clip(plan, key(clip, **changes), finished_clip(plan, clip, latents(clip, take), pictures(clip, take)), 1.5)
 
 
 def rendered(folder: Path, clips: int = 3, plan: ClipPlan = PLAN) -> Run:
@@ -129,7 +130,7 @@ class TestFiles:
     def test_only_the_tail_is_kept_of_a_long_clip(self, tmp_path: Path) -> None:
         plan = ClipPlan(width=SIZE, height=SIZE, frames=25, overlap=2, source_frames=25)
         frames = pictures(0, frames=25)
-        Run(tmp_path).save_clip(0, plan, key(0), latents(0), frames, 1.0)
+        Run(tmp_path).save_clip(plan, key(0), finished_clip(plan, 0, latents(0), frames), 1.0)
         np.testing.assert_array_equal(load_file(tmp_path / "clip_0001.safetensors")["tail"].numpy(), frames[-18:])
 
     def test_each_shared_frame_is_in_one_video_only(self, folder: Path) -> None:
@@ -153,7 +154,7 @@ class TestFiles:
         assert Manifest.from_json(manifest.to_json()) == manifest
 
     def test_half_precision_latents_are_stored_as_float32(self, tmp_path: Path) -> None:
-        Run(tmp_path).save_clip(0, PLAN, key(0), latents(3).half(), pictures(0), 1.0)
+        Run(tmp_path).save_clip(PLAN, key(0), finished_clip(PLAN, 0, latents(3).half(), pictures(0)), 1.0)
         assert torch.equal(load_file(tmp_path / "clip_0001.safetensors")["latent"], latents(3))
 
 
@@ -665,7 +666,7 @@ class TestSpace:
         with Run(tmp_path).locked() as run:
             estimates = [run.estimate(plan, range(3))]
             for clip in range(3):
-                run.save_clip(clip, plan, key(clip), torch.zeros(1, 16, 5, 6, 8), noise[clip], 1.0)
+                run.save_clip(plan, key(clip), finished_clip(plan, clip, torch.zeros(1, 16, 5, 6, 8), noise[clip]), 1.0)
                 taken.append(sum(path.stat().st_size for path in tmp_path.glob(f"clip_{clip + 1:04d}.*")))
                 if clip == 0:
                     estimates.append(run.estimate(plan, range(1, 3)))

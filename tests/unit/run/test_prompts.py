@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longvie_core.model.clip import ClipStrengths
-from longvie_core.run.prompts import KEYS, MAX_STRENGTH, REFERENCE_NEGATIVE, ClipPrompt, parse_prompts, prompt_for
+from longvie_core.run.prompts import KEYS, MAX_STRENGTH, REFERENCE_NEGATIVE, ClipPrompt, PromptSchedule, parse_prompts
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 LINES = TEXTS.map(lambda text: " ".join(text.split())).filter(bool)
@@ -141,8 +141,8 @@ def test_any_text_gives_prompts_or_a_value_error(text: str) -> None:
 
 def test_clips_beyond_the_last_prompt_repeat_it() -> None:
     prompts = parse_prompts("a\nb\nc")
-    assert [prompt_for(prompts, clip).text for clip in range(6)] == ["a", "b", "c", "c", "c", "c"]
-    assert [prompt_for(prompts[:1], clip).text for clip in range(3)] == ["a", "a", "a"]
+    assert [PromptSchedule(prompts).of(clip).text for clip in range(6)] == ["a", "b", "c", "c", "c", "c"]
+    assert [PromptSchedule(prompts[:1]).of(clip).text for clip in range(3)] == ["a", "a", "a"]
 
 
 def test_the_stock_negative_prompt_is_wans() -> None:

@@ -17,6 +17,7 @@ from longvie_core.plan import ClipPlan
 from longvie_core.run.colour_anchor import AnchorSettings
 from longvie_core.run.keys import ClipKey
 from longvie_core.run.store import Run
+from tests.helpers.loops import finished_clip
 
 PLAN = ClipPlan(width=32, height=32, frames=9, source_frames=25)
 RATE = 8000
@@ -35,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with Run(folder).locked() as run:
         for clip in range(3):
-            run.save_clip(clip, PLAN, ClipKey({"clip": str(clip)}), latents(clip), pictures(clip), 1.0)
+            run.save_clip(PLAN, ClipKey({"clip": str(clip)}), finished_clip(PLAN, clip, latents(clip), pictures(clip)), 1.0)
     return folder
 
 
@@ -64,24 +65,24 @@ class TestColours:
         frames = (pictures(0).astype(np.float64) + 0.5) / 127.5 - 1
         expected = [frames.mean(axis=(0, 1, 2)), frames.std(axis=(0, 1, 2))]
         for clip in (1, 2):
-            reference = Run(folder).carry(clip, PLAN, AnchorSettings("pixels", 0.5)).reference
+            reference = Run(folder).carry(clip, PLAN, AnchorSettings("pixels", 0.5)).anchor_statistics
             np.testing.assert_allclose(reference, expected, rtol=0, atol=1e-12)
 
     def test_latent_statistics_are_those_of_the_first_clips_latents(self, folder: Path) -> None:
         values = latents(0).double().numpy()[0].reshape(16, -1)
-        reference = Run(folder).carry(2, PLAN, AnchorSettings("latent", 0.5)).reference
+        reference = Run(folder).carry(2, PLAN, AnchorSettings("latent", 0.5)).anchor_statistics
         np.testing.assert_allclose(reference, [values.mean(axis=1), values.std(axis=1)], rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("space", ["pixels", "latent"])
     def test_they_are_bit_by_bit_what_the_loop_measured(self, folder: Path, space: str) -> None:
         anchor = AnchorSettings(space, 1.0)
-        measured = anchor.reference(latents(0), pictures(0))
-        np.testing.assert_array_equal(Run(folder).carry(1, PLAN, anchor).reference, measured)
+        measured = anchor.statistics(latents(0), pictures(0))
+        np.testing.assert_array_equal(Run(folder).carry(1, PLAN, anchor).anchor_statistics, measured)
 
     @pytest.mark.parametrize("anchor", [None, AnchorSettings(), AnchorSettings("pixels", 0.0)])
     def test_nothing_is_read_where_nothing_is_anchored(self, folder: Path, anchor: AnchorSettings | None) -> None:
         Run(folder).latents_path(0).unlink()
-        assert Run(folder).carry(2, PLAN, anchor).reference is None
+        assert Run(folder).carry(2, PLAN, anchor).anchor_statistics is None
 
     def test_a_first_clip_without_its_colours_is_named(self, folder: Path) -> None:
         path = Run(folder).latents_path(0)

@@ -15,8 +15,6 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from real_videos import real_video
-from test_video import encode, heard, number_in, numbered, tone
 
 from longvie_core.media.concat import concat
 from longvie_core.media.footage import Footage, crop
@@ -24,6 +22,8 @@ from longvie_core.media.probe import probe
 from longvie_core.media.read import read_frames
 from longvie_core.media.write import VideoWriter
 from longvie_core.plan import ClipPlan
+from tests.helpers.numbered_video import encode, heard, number_in, numbered, tone
+from tests.helpers.real_videos import real_video
 
 WIDTH, HEIGHT = 32, 16
 NTSC, FILM = Fraction(30000, 1001), Fraction(24000, 1001)

@@ -14,20 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from devtools.bench import ablation
-from devtools.bench.ablation import (
-    BOTH,
-    DENSE,
-    FULL,
-    INVERTED,
-    METRICS,
-    NONE,
-    OTHER,
-    SPARSE,
-    Difference,
-    SceneResult,
-    Task,
-    Weights,
-)
+from devtools.bench.ablation import make, measure, report
+from devtools.bench.ablation.make import FULL, Weights
+from devtools.bench.ablation.measure import BOTH, DENSE, INVERTED, NONE, OTHER, SPARSE, SceneResult, Task
+from devtools.bench.ablation.report import METRICS, Difference
 from devtools.tiny import randomize
 from longvie_core.backends.diffusers.encoders import VaeCodec
 from longvie_core.backends.diffusers.weights import load_vae, original_state
@@ -66,14 +56,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 class TestControls:
     def test_a_video_of_one_clip_is_normalised_the_same_either_way(self) -> None:
         settings = replace(SMALL, clips=1)
-        filmed, mine = film(settings, 3), ablation.per_clip_controls(settings, 3)
+        filmed, mine = film(settings, 3), make.per_clip_controls(settings, 3)
         np.testing.assert_array_equal(mine.dense.frames[0, ..., 0], filmed["dense"])
         np.testing.assert_array_equal(mine.sparse.frames, filmed["sparse"])
 
     def test_each_clip_has_its_own_black_and_white_and_its_tracks_follow(self) -> None:
         settings = replace(SMALL, clips=4, grid=5)
-        alike = ablation.global_controls(settings.plan, film(settings, 0))
-        mine = ablation.per_clip_controls(settings, 0)
+        alike = make.global_controls(settings.plan, film(settings, 0))
+        mine = make.per_clip_controls(settings, 0)
         assert mine.dense.frames.shape == alike.dense.frames.shape
         levels = mine.dense.frames.reshape(4, -1)
         assert (levels.min(axis=1) == 0).all() and (levels.max(axis=1) == 255).all()
@@ -82,21 +72,21 @@ class TestControls:
         np.testing.assert_array_equal(*drawn)
 
     def test_the_frame_that_two_clips_share_is_one_frame_of_the_global_control(self) -> None:
-        controls = ablation.global_controls(SMALL.plan, film(SMALL, 0))
+        controls = make.global_controls(SMALL.plan, film(SMALL, 0))
         np.testing.assert_array_equal(controls.dense.frames[0, -1], controls.dense.frames[1, 0])
 
 
 def test_clips_add_every_frame_but_the_given_one_and_seams_lie_between_them() -> None:
     plan = replace(SMALL, clips=3).plan
     numbers = np.arange(plan.output_frames)
-    parts = [numbers[ablation.new_frames(plan, clip)] for clip in range(3)]
+    parts = [numbers[measure.new_frames(plan, clip)] for clip in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts), numbers[1:])
-    assert ablation.seams(plan) == [parts[1][0], parts[2][0]] == [9, 17]
+    assert measure.seams(plan) == [parts[1][0], parts[2][0]] == [9, 17]
 
 
 class TestCodec:
     def test_it_computes_what_the_chunked_vae_does(self, weights: Weights) -> None:
-        plain, mine = VaeCodec(load_vae(weights.vae)), ablation.SceneCodec(load_vae(weights.vae))
+        plain, mine = VaeCodec(load_vae(weights.vae)), make.SceneCodec(load_vae(weights.vae))
         frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
         torch.testing.assert_close(mine.encode(frames), plain.encode(frames), atol=1e-4, rtol=1e-4)
         first = [codec.encode_first_frame(frames[0], 9) for codec in (mine, plain)]
@@ -105,7 +95,7 @@ class TestCodec:
         np.testing.assert_allclose(mine.decode(latents), plain.decode(latents), atol=1e-4)
 
     def test_equal_pictures_are_encoded_once_until_it_forgets(self, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-        codec, calls = ablation.SceneCodec(load_vae(weights.vae)), []
+        codec, calls = make.SceneCodec(load_vae(weights.vae)), []
         encode = codec.whole.encode
         monkeypatch.setattr(codec.whole, "encode", lambda pixels: calls.append(1) or encode(pixels))
         frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
@@ -120,9 +110,9 @@ class TestCodec:
 class TestVideos:
     def video(self, weights: Weights, clips: int, noise: str = "unified", degradation: bool = True) -> np.ndarray:
         filmed = film(SMALL, 0)
-        controls = ablation.global_controls(SMALL.plan, filmed)
-        backend = ablation.make_backend(weights, Strengths(), degradation)
-        return ablation.make_video(SMALL.plan, clips, filmed["rgb"][0], controls, UnifiedNoise(7, noise), backend)
+        controls = make.global_controls(SMALL.plan, filmed)
+        backend = make.make_backend(weights, Strengths(), degradation)
+        return make.make_video(SMALL.plan, clips, filmed["rgb"][0], controls, UnifiedNoise(7, noise), backend)
 
     def test_a_later_clip_adds_its_frames_and_leaves_the_others(self, weights: Weights) -> None:
         one, two = self.video(weights, 1), self.video(weights, 2)
@@ -136,9 +126,9 @@ class TestVideos:
 
     def test_a_scene_measures_the_same_whatever_was_measured_before(self, weights: Weights) -> None:
         task = Task(weights, SMALL, (FULL, "no control"))
-        alone = ablation.measure_scene(task, 1)
-        ablation.measure_scene(task, 0)
-        again = ablation.measure_scene(task, 1)
+        alone = measure.measure_scene(task, 1)
+        measure.measure_scene(task, 0)
+        again = measure.measure_scene(task, 1)
         assert again.variants == alone.variants and again.one_clip == alone.one_clip and again.truth == alone.truth
         assert alone.one_clip[BOTH]["psnr"] == alone.variants[FULL]["psnr"][0], "the first clip of twelve is the one clip"
         assert alone.one_clip[NONE]["psnr"] == alone.variants["no control"]["psnr"][0]
@@ -149,8 +139,8 @@ def test_a_perfect_video_has_perfect_scores() -> None:
     filmed, plan = film(SMALL, 0), SMALL.plan
     found = filmed["rgb"].copy()
     found[1:] ^= 1  # else PSNR is infinite
-    scores = ablation.measure_video(plan, found, filmed["rgb"], filmed["dense"])
-    truth = ablation.measure_truth(plan, filmed["rgb"], filmed["dense"])
+    scores = measure.measure_video(plan, found, filmed["rgb"], filmed["dense"])
+    truth = measure.measure_truth(plan, filmed["rgb"], filmed["dense"])
     np.testing.assert_allclose(scores["psnr"], 20 * np.log10(255), atol=1e-3)
     assert scores["drift"] == pytest.approx(0, abs=1e-3) and min(scores["ssim"]) > 0.98
     np.testing.assert_allclose(scores["adherence"], truth["adherence"], atol=0.01)
@@ -162,8 +152,8 @@ def test_colour_drift_leaves_out_what_the_truth_does_itself() -> None:
     filmed, plan = film(SMALL, 0), SMALL.plan
     truth = np.minimum(filmed["rgb"], 200)
     found = truth.copy()
-    found[ablation.new_frames(plan, 1), ..., 0] += 30
-    scores = ablation.measure_video(plan, found, truth, filmed["dense"])
+    found[measure.new_frames(plan, 1), ..., 0] += 30
+    scores = measure.measure_video(plan, found, truth, filmed["dense"])
     assert scores["colour_drift"] == pytest.approx(10) and scores["contrast_drift"] == pytest.approx(0)
     np.testing.assert_allclose(scores["channel_changes"][0], [30, 0, 0], atol=1e-9)
 
@@ -180,7 +170,7 @@ def test_colour_drift_leaves_out_what_the_truth_does_itself() -> None:
     ],
 )
 def test_verdicts(metric: str, difference: Difference, claimed: bool, expected: str) -> None:
-    assert ablation.verdict(difference, METRICS[metric], claimed) == expected
+    assert report.verdict(difference, METRICS[metric], claimed) == expected
 
 
 def results(**changed: float) -> list[SceneResult]:
@@ -194,7 +184,7 @@ def results(**changed: float) -> list[SceneResult]:
             case: {"psnr": means[case] + chance.normal(0, 0.1), "ssim": 0.7, "adherence": means[case] / 100}
             for case in (BOTH, DENSE, SPARSE, NONE, INVERTED, OTHER)
         }
-        late = 100.0 if number >= ablation.ROLLED_OUT else 0.0
+        late = 100.0 if number >= report.ROLLED_OUT else 0.0
         full = dict.fromkeys(METRICS, 1.0) | {"drift": means["drift"] + late, "seam": means["seam"] + late}
         made.append(SceneResult(10_000 + number, {}, {FULL: full}, one_clip, {}, 1, 1.0))
     return made
@@ -213,7 +203,7 @@ def results(**changed: float) -> list[SceneResult]:
     ],
 )
 def test_each_required_figure_is_judged_by_itself(changed: dict[str, float], missed: int | None) -> None:
-    holds = [one["holds"] for one in ablation.requirements(results(**changed))]
+    holds = [one["holds"] for one in report.requirements(results(**changed))]
     assert [number for number, held in enumerate(holds) if not held] == ([] if missed is None else [missed])
 
 
@@ -221,19 +211,19 @@ def test_depth_adherence_has_to_be_better_in_nine_of_ten_scenes() -> None:
     measured = results()
     for one in measured[:2]:
         one.one_clip[NONE]["adherence"] = 0.9
-    share = ablation.requirements(measured)[2]
+    share = report.requirements(measured)[2]
     assert share["mean"] == pytest.approx(10 / 12) and not share["holds"]
 
 
 def test_numbers_that_json_does_not_know_become_null() -> None:
     value = {"a": [float("inf"), 1.23456], "b": float("nan"), "c": None, "d": "text", "e": True}
-    assert ablation.jsonable(value) == {"a": [None, 1.2346], "b": None, "c": None, "d": "text", "e": True}
+    assert report.jsonable(value) == {"a": [None, 1.2346], "b": None, "c": None, "d": "text", "e": True}
 
 
 def test_both_shipped_networks_are_of_one_backbone() -> None:
     shipped = Weights()
-    trained = ablation.load_networks(shipped.backbone, shipped.overlay, shipped.control)
-    undegraded = ablation.load_networks(shipped.backbone, shipped.undegraded_overlay, shipped.undegraded_control)
+    trained = make.load_networks(shipped.backbone, shipped.overlay, shipped.control)
+    undegraded = make.load_networks(shipped.backbone, shipped.undegraded_overlay, shipped.undegraded_control)
     for ours, theirs, learnt in zip(trained, undegraded, (".attn1.", ""), strict=True):
         other = theirs.state_dict()
         changed = {name for name, value in ours.state_dict().items() if not torch.equal(value, other[name])}
@@ -263,7 +253,8 @@ class TestCommand:
         assert dense["less_full"]["low"] is None and dense["verdict"] == "undecided", "one scene decides nothing"
         assert len(written["must_hold"]) == 6 and not written["must_hold"][0]["holds"]
         rows = 2 + 3
-        assert Image.open(sheet).size == (ablation.LABEL_WIDTH + 2 * 96, rows * 64)
+        with Image.open(sheet) as picture:
+            assert picture.size == (report.LABEL_WIDTH + 2 * 96, rows * 64)
 
     def test_a_missing_file_is_named_before_anything_is_made(
         self, weights: Weights, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.helpers.places import ROOT
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -56,7 +58,7 @@ def run_in_two_processes(folder: Path, state: str, stop_after: int = 0, compiled
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", script]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["ACCELERATE_DYNAMO_BACKEND"] = "EAGER" if compiled else "NO"
     done = subprocess.run(
         [*command, folder, state, str(stop_after)], env=environment, capture_output=True, text=True, timeout=180, check=False

@@ -26,7 +26,6 @@ import pytest
 import torch
 from av.video.reformatter import ColorRange
 from safetensors.numpy import save_file
-from tiny_depth import tiny_depth_checkpoint
 
 from longvie_core.control.depth import networks
 from longvie_core.control.depth.arrays import DepthArray
@@ -41,6 +40,7 @@ from longvie_core.media.write import VideoWriter
 from longvie_core.plan import ClipPlan
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from tests.helpers.tiny_depth import tiny_depth_checkpoint
 
 WIDTH, HEIGHT, LENGTH = 48, 32, 5
 FPS = Fraction(16)
@@ -235,8 +235,9 @@ class TestTransformers:
         with pytest.raises(ValueError, match="dtype 'int8' is not one of float32"):
             TransformersDepth(checkpoint, dtype="int8")
         assert TransformersDepth(checkpoint, kind="depth").kind == "depth"
-        configure(copied, model_type="chmv2")
-        with pytest.raises(ValueError, match=r"\(chmv2\): it is not known whether this network gives disparity"):
+        configure(copied, model_type="prompt_depth_anything")
+        unknown = r"\(prompt_depth_anything\): it is not known whether this network gives disparity"
+        with pytest.raises(ValueError, match=unknown):
             TransformersDepth(copied)
 
 

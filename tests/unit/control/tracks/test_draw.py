@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from longvie_core.control.tracks.draw import point_colours, reference_grid, render_tracks
 from longvie_core.control.tracks.point_depth import cover_resize, depth_to_z
-
-DATA = Path(__file__).parents[1] / "parity" / "data"
+from tests.helpers.places import RECORDED
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(DATA / "depth_track.npz") as arrays:
+    with np.load(RECORDED / "depth_track.npz") as arrays:
         return dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def example():
     """Edges of the grid's columns and rows, measured in the first picture of the authors' track_00.mp4."""
-    with np.load(DATA / "example_grid.npz") as arrays:
+    with np.load(RECORDED / "example_grid.npz") as arrays:
         return dict(arrays)
 
 

