@@ -107,7 +107,7 @@ class LongVieTrackControl(io.ComfyNode):
 
 
 def tracker_of(choice: dict) -> tuple[tuple, Tracker]:
-    """What names the tracker that the widgets describe, and the tracker."""
+    """What names the tracker that the widgets describe, for the cache, and the tracker itself."""
     if choice["engine"] == "Lucas-Kanade":
         return ("Lucas-Kanade",), LucasKanade()
     path = engines.flow_file(choice["model"])

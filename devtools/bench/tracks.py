@@ -1,7 +1,7 @@
 """How well the default point tracker follows procedural scenes whose exact tracks are known, and what drawing tracks costs.
 
-The points are a regular grid over each clip's first frame: sky, ground and solids. Errors count where a point is truly visible,
-the first frame left out; the F1 score is that of «visible». Clips start at different times of their scenes.
+The points are a regular grid over each clip's first frame: sky, ground and solids. Errors count where a point is truly visible;
+the F1 score is that of calling it visible. The first frame is left out of both. Clips start at different times of their scenes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from longvie_core.world.track import TrueTracks, grid_points, track
 
 FPS = 16
 START_STEP = 7.5
-"""Seconds of its scene at which the clip of seed k starts, times k."""
+"""The clip of seed k starts k times this many seconds into its scene."""
 
 DRAWN = (832, 480, 81, 50)
 """Width, height, frames and points a side of the drawing that is timed."""
@@ -68,16 +68,17 @@ class Score:
         return 2 * self.hits / max(self.called + self.visible, 1)
 
 
-def film(seed: int, width: int, height: int, frames: int, grid: int) -> Clip:
+def film(seed: int, width: int, height: int, length: int, grid: int) -> Clip:
     """The clip of one seed."""
     scene = make_scene(seed)
     first = round(START_STEP * seed * FPS)
-    numbers = range(first, first + frames)
+    numbers = range(first, first + length)
     points = grid_points(grid, grid, width, height)
     truth = track(scene, points, [number / FPS for number in numbers], width, height)
     surface = hit(scene, first / FPS, points, width, height)[1]
-    filmed = list(render_frames(scene, numbers, FPS, width, height))
-    return Clip(np.stack([frame.rgb for frame in filmed]), np.stack([frame.depth for frame in filmed]), points, truth, surface)
+    frames = list(render_frames(scene, numbers, FPS, width, height))
+    rgb, depth = np.stack([frame.rgb for frame in frames]), np.stack([frame.depth for frame in frames])
+    return Clip(rgb, depth, points, truth, surface)
 
 
 def score(tracks: Tracks, truth: TrueTracks, chosen: np.ndarray | slice = slice(None)) -> Score:
@@ -125,10 +126,10 @@ def drawing_seconds() -> float:
     start = np.concatenate([reference_grid(width, height, side), generator.random((side * side, 1))], axis=1)
     drift = np.linspace(0, 1, frames)[:, None, None] * generator.normal(0, (60, 30, 0.1), (side * side, 3))
     tracks = (start + drift).astype(np.float32)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in render_tracks(tracks, None, width, height):
         pass
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main(arguments: list[str]) -> int:
@@ -148,9 +149,9 @@ def main(arguments: list[str]) -> int:
     scores, checked, parts = [], [], {"sky": [], "ground": [], "solids": []}
     for seed in range(options.seeds):
         clip = film(seed, int(width), int(height), options.frames, options.grid)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         tracks = LucasKanade().track(clip.rgb, clip.points)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         scores.append(score(tracks, clip.truth))
         checked.append(score(with_depth(tracks, clip.depth), clip.truth))
         for name, chosen in zip(parts, (clip.surface < 0, clip.surface == 0, clip.surface > 0), strict=True):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -19,18 +18,6 @@ from ..media.read import read_frames, stretch
 from ..plan import ClipPlan
 
 MODALITIES = ("dense", "sparse")
-
-
-class ControlWindow(Protocol):
-    """What rendering needs of one modality's control; :class:`Control` is one."""
-
-    def window(self, plan: ClipPlan, clip: int) -> Iterable[np.ndarray]:
-        """The clip's control frames, uint8 [H, W, 3] each, at the plan's size."""
-        ...
-
-    def digest(self, plan: ClipPlan, clip: int) -> str:
-        """Hash that changes when what :meth:`window` gives changes."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,14 @@ FOCAL_PER_DIAGONAL = 0.75
 class Camera:
     """A pinhole camera without distortion.
 
-    ``rotation`` has the rows right, down, forward: ``rotation @ (point - position)`` are camera coordinates, whose third is
-    the z-depth. Pixel centres lie at whole numbers (OpenCV's convention): the picture spans -0.5 .. width-0.5.
+    Pixel centres lie at whole numbers (OpenCV's convention): the picture spans -0.5 .. width-0.5.
+
+    Attributes:
+        position: ``[3]`` in the world.
+        rotation: ``[3, 3]``, rows right, down and forward: ``rotation @ (point - position)`` are camera coordinates, the third
+            of which is the z-depth.
+        focal: focal length in pixels.
+        width, height: size of the picture in pixels.
     """
 
     position: np.ndarray
@@ -34,7 +40,7 @@ class Camera:
         return np.array([(self.width - 1) / 2, (self.height - 1) / 2])
 
     def normalize(self, xy: np.ndarray) -> np.ndarray:
-        """Pixels ``[..., 2]`` to the ray ``(x, y, 1)`` in camera coordinates, of which x, y are returned."""
+        """Normalized coordinates of pixels ``[..., 2]``: x and y of the ray ``(x, y, 1)`` in camera coordinates."""
         return (np.asarray(xy, np.float64) - self.centre) / self.focal
 
     def unproject(self, xy: np.ndarray, depth: np.ndarray) -> np.ndarray:

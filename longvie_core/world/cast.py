@@ -14,7 +14,7 @@ SKY, GROUND = -1, 0
 """Surface numbers; solid ``k`` of a scene is surface ``k + 1``."""
 
 Components = list[np.ndarray]
-"""Three arrays: the x, y and z of points or directions."""
+"""Points or directions: an array for each of their coordinates."""
 
 
 def hit(scene: Scene, time: float, xy: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,10 @@ def hit(scene: Scene, time: float, xy: np.ndarray, width: int, height: int) -> t
 
 
 def cast(instant: Instant, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest surfaces of rays through normalized coordinates: a grid ``x [1, W]``, ``y [H, 1]``, or lists ``[N]`` both.
+    """Nearest surfaces of rays through normalized coordinates.
+
+    Args:
+        x, y: a grid, ``[1, W]`` and ``[H, 1]``, or points, ``[N]`` both; see :meth:`.Camera.normalize`.
 
     Returns:
         z-depths in the dtype of ``x`` (inf = sky) and surface numbers int8 (SKY, GROUND, solid k + 1).

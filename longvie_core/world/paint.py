@@ -17,7 +17,7 @@ HAZE_DISTANCE = 70.0
 """Distance at which the horizon's colour has replaced all but 1/e of a surface's own."""
 
 OCTAVE_GAIN = 0.8
-"""Close to 1 gives fine detail nearly the contrast of broad detail, so that a tracker finds corners at any distance."""
+"""Contrast of an octave over that of the next broader one: near 1, so that a tracker finds corners at any distance."""
 
 
 @functools.cache

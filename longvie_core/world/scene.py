@@ -1,4 +1,4 @@
-"""What a procedural world is made of, and where everything is at a given time: no pictures.
+"""What a procedural world is made of: solids, ground, sky and light, at random.
 
 World coordinates are right-handed with z up and the ground at z = 0; one unit is about a metre. Everything circles the world's
 z axis: solids in an inner arena, the camera outside it, one solid that crosses in front of the camera, and large ones
@@ -23,14 +23,19 @@ CAMERA_RADIUS = (8.0, 14.0)
 """Least and greatest horizontal distance of the camera from the world's axis."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
+"""Step of hue from solid to solid, by the golden ratio: no two get alike."""
 
 
 @dataclass(frozen=True)
 class Texture:
     """A surface's colours as a function of surface coordinates (two on the ground, three on solids).
 
-    ``colours`` are two pattern colours and a third for broad patches; ``cell`` is the largest noise cell and every octave
-    halves it; ``pitch`` is the period of the pattern per axis, ``inf`` = no change along that axis.
+    Attributes:
+        colours: RGB 0 .. 1: two of the pattern, and a third of broad patches.
+        cell: size of the largest noise cells in world units; every octave halves it.
+        octaves: how many sizes of noise cells.
+        pitch: period of the pattern along each axis in world units; inf = no change along that axis.
+        origin: shifts pattern and noise.
     """
 
     colours: tuple[Triple, Triple, Triple]
@@ -42,7 +47,15 @@ class Texture:
 
 @dataclass(frozen=True)
 class Solid:
-    """A moving, spinning sphere (``half`` = radius three times) or box (``half`` = half edges), textured in its own frame."""
+    """A moving, spinning sphere or box.
+
+    Attributes:
+        shape: ``"sphere"`` or ``"box"``.
+        half: a box's half edges, or a sphere's radius three times, in world units.
+        path: of its centre.
+        axis, spin: unit vector, and the angle about it in radians.
+        texture: in the solid's own coordinates.
+    """
 
     shape: str
     half: Triple
@@ -59,7 +72,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Sky:
-    """Colours of a gradient with clouds and, at infinity too, a line of hills; ``origin`` shifts their noise."""
+    """A sky, infinitely far away: colours (RGB 0 .. 1) of a gradient, clouds and hills; ``origin`` shifts their noise."""
 
     zenith: Triple
     horizon: Triple
@@ -72,7 +85,14 @@ class Sky:
 class Scene:
     """A world that is a pure function of time; make one with :func:`make_scene`.
 
-    ``motion`` multiplies every speed; ``sun`` is the unit vector towards the sun; ``sunlight`` and ``ambient`` are RGB.
+    Attributes:
+        seed: what it was made from.
+        motion: multiplies every speed.
+        camera, target: paths of the camera and of the point that it looks at.
+        solids: first those of the arena, then the one that crosses the view, then the large one.
+        ground, sky: how they look.
+        sun: unit vector towards the sun.
+        sunlight, ambient: RGB.
     """
 
     seed: int

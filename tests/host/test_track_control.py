@@ -1,4 +1,4 @@
-"""A driving video through the whole chain in the running host: depth, normalisation, tracks, clips."""
+"""A driving video through the whole chain in the running host: depth, normalization, tracks, clips."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_another_trackers_points_through_the_hosts_socket(tiny_host: Host, drive
             ["track 0", "nan", "frame 3", "finite"],
         ),
     ],
-    ids=["short", "none in clip 2", "normalised", "nan"],
+    ids=["short", "none in clip 2", "normalized", "nan"],
 )
 def test_given_tracks_that_cannot_be_drawn(tiny_host: Host, drive: str, exact: np.ndarray, change, words: list[str]) -> None:
     prompt: Prompt = {}

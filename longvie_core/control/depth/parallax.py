@@ -98,12 +98,12 @@ def _shot_disparity(grey: np.ndarray) -> list[np.ndarray]:
 
 def _frame_disparity(shot: Shot, frame: int, background: np.ndarray) -> np.ndarray:
     """Disparity float32 [h, w] of one picture of a shot, before a background of known disparity."""
-    close = [_motion(shot, background, pair) for pair in shot.pairs(frame, NEAR_FRAMES)]
-    things = _things(shot, frame, background, close)
+    near = [_flow_parts(shot, background, pair) for pair in shot.pairs(frame, NEAR_FRAMES)]
+    things = _things(shot, frame, background, near)
     if not things.any():
         return background
-    distant = [_motion(shot, background, pair) for pair in shot.pairs(frame, FAR_FRAMES)]
-    return _placed(shot.grey[frame], background, things, _thing_disparity(background, things, distant))
+    far = [_flow_parts(shot, background, pair) for pair in shot.pairs(frame, FAR_FRAMES)]
+    return _placed(shot.grey[frame], background, things, _thing_disparity(background, things, far))
 
 
 # --- things in front of the ground ------------------------------------------------------------------------------------
@@ -122,32 +122,32 @@ THING_PIXELS = 25
 
 
 @dataclass(frozen=True)
-class _Motion:
-    """A pair's flow, divided by what the camera did.
+class _FlowParts:
+    """The flow of a pair, taken apart by the camera's motion.
 
     Attributes:
         pair: the flow.
-        rest: float32 [h, w, 2], the flow less that of the camera's rotation.
-        pull: float32 [h, w, 2], what the camera's translation makes of disparity 1.
+        unrotated: float32 [h, w, 2], the flow less that of the camera's rotation.
+        parallax: float32 [h, w, 2], the flow that the camera's translation gives to disparity 1.
     """
 
     pair: Pair
-    rest: np.ndarray
-    pull: np.ndarray
+    unrotated: np.ndarray
+    parallax: np.ndarray
 
-    def beside(self, disparity: np.ndarray) -> np.ndarray:
-        """Flow [h, w, 2] less that of a fixed scene of this disparity."""
-        return self.rest - disparity[..., None] * self.pull
+    def residual(self, disparity: np.ndarray) -> np.ndarray:
+        """Flow [h, w, 2] that a fixed scene of this disparity [h, w] does not explain."""
+        return self.unrotated - disparity[..., None] * self.parallax
 
 
-def _motion(shot: Shot, disparity: np.ndarray, pair: Pair) -> _Motion:
-    """The motion of the camera that a scene of this disparity [h, w] explains the pair's flow by."""
+def _flow_parts(shot: Shot, disparity: np.ndarray, pair: Pair) -> _FlowParts:
+    """A pair's flow, taken apart by the camera's motion that fits it best where the scene has this disparity [h, w]."""
     motion, _ = fit_motion(shot.coarse_rays, coarse(disparity), pair)
     motion = motion.astype(np.float32)
-    return _Motion(pair, pair.flow - shot.rays.rotation @ motion[3:], shot.rays.translation @ motion[:3])
+    return _FlowParts(pair, pair.flow - shot.rays.rotation @ motion[3:], shot.rays.translation @ motion[:3])
 
 
-def _things(shot: Shot, frame: int, background: np.ndarray, motions: list[_Motion]) -> np.ndarray:
+def _things(shot: Shot, frame: int, background: np.ndarray, flows: list[_FlowParts]) -> np.ndarray:
     """Where something moves otherwise than the background, bool [h, w].
 
     The flow alone does not tell: near the outlines of things, and where there is no texture, the background's follows theirs.
@@ -156,34 +156,38 @@ def _things(shot: Shot, frame: int, background: np.ndarray, motions: list[_Motio
     """
     squares, trust, by_background, by_flow = 0.0, 0.0, [], []
     picture = shot.grey[frame].astype(np.float32)
-    for motion in motions:
-        other = shot.grey[motion.pair.other].astype(np.float32)
-        beside = motion.beside(background)
-        squares = squares + motion.pair.trust * np.square(beside).sum(axis=-1)
-        trust = trust + motion.pair.trust
-        by_background.append(box_mean(np.abs(shot.warped(other, motion.pair.flow - beside) - picture), 2))
-        by_flow.append(box_mean(np.abs(shot.warped(other, motion.pair.flow) - picture), 2))
+    for parts in flows:
+        pair = parts.pair
+        other = shot.grey[pair.other].astype(np.float32)
+        residual = parts.residual(background)
+        squares = squares + pair.trust * np.square(residual).sum(axis=-1)
+        trust = trust + pair.trust
+        by_background.append(box_mean(np.abs(shot.warped(other, pair.flow - residual) - picture), 2))
+        by_flow.append(box_mean(np.abs(shot.warped(other, pair.flow) - picture), 2))
     moves = box_mean(squares, 2) > THING_MOTION**2 * box_mean(trust, 2)
     things = moves & (np.min(by_background, axis=0) > THING_LEVELS + 0.7 * np.min(by_flow, axis=0))
     things = ndimage.binary_closing(things, iterations=4)
     return ndimage.binary_fill_holes(ndimage.binary_opening(things, iterations=2))
 
 
-def _parallax(motions: list[_Motion]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What parallax says, [h, w] each: disparity, the flow that it leaves unexplained, and the parallax of disparity 1 (both in
-    square pixels)."""
-    trust = sum(motion.pair.trust for motion in motions)
-    along = sum(motion.pair.trust * (motion.pull * motion.rest).sum(axis=-1) for motion in motions)
-    pull = sum(motion.pair.trust * np.square(motion.pull).sum(axis=-1) for motion in motions)
-    disparity = along / (pull + 1e-6 * trust)
-    residual = sum(motion.pair.trust * np.square(motion.beside(disparity)).sum(axis=-1) for motion in motions)
-    return disparity, residual / trust, pull / trust
+def _disparity_by_parallax(flows: list[_FlowParts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares at each pixel.
+
+    Returns:
+        [h, w] each: disparity, the flow that it leaves unexplained, and the parallax of disparity 1, both in square pixels.
+    """
+    trust = sum(parts.pair.trust for parts in flows)
+    along = sum(parts.pair.trust * (parts.parallax * parts.unrotated).sum(axis=-1) for parts in flows)
+    parallax = sum(parts.pair.trust * np.square(parts.parallax).sum(axis=-1) for parts in flows)
+    disparity = along / (parallax + 1e-6 * trust)
+    residual = sum(parts.pair.trust * np.square(parts.residual(disparity)).sum(axis=-1) for parts in flows)
+    return disparity, residual / trust, parallax / trust
 
 
-def _thing_disparity(background: np.ndarray, things: np.ndarray, motions: list[_Motion]) -> np.ndarray:
+def _thing_disparity(background: np.ndarray, things: np.ndarray, flows: list[_FlowParts]) -> np.ndarray:
     """Disparity [h, w] of the things, as near as the ground below them or nearer; 0 elsewhere."""
-    disparity, residual, pull = _parallax(motions)
-    beside = np.mean([np.square(motion.beside(background)).sum(axis=-1) for motion in motions], axis=0)
+    disparity, residual, parallax = _disparity_by_parallax(flows)
+    background_residual = np.mean([np.square(parts.residual(background)).sum(axis=-1) for parts in flows], axis=0)
     result = np.zeros_like(background)
     labels, _ = ndimage.label(things)
     reach = 2 * (background.shape[1] // 16) + 1
@@ -194,8 +198,8 @@ def _thing_disparity(background: np.ndarray, things: np.ndarray, motions: list[_
         lowest = place[0].stop - 1 - np.argmax(thing[::-1], axis=0)
         feet = ndimage.grey_dilation(background[lowest, 0], size=reach, mode="nearest")
         near = np.broadcast_to(feet, thing.shape)[thing]
-        explained = np.median(residual[place][thing]) < 0.25 * np.median(beside[place][thing])
-        if explained and np.median(pull[place][thing]) > 1:  # it is rigid and fixed, and there is parallax to measure
+        explained = np.median(residual[place][thing]) < 0.25 * np.median(background_residual[place][thing])
+        if explained and np.median(parallax[place][thing]) > 1:  # it is rigid and fixed, and there is parallax to measure
             near = np.maximum(near, min(float(np.median(disparity[place][thing])), NEAREST))
         result[place][thing] = near
     return result

@@ -1,4 +1,4 @@
-"""Global normalisation against NumPy on whole arrays, and against the released code's recorded results."""
+"""Global normalization against NumPy on whole arrays, and against the released code's recorded results."""
 
 from __future__ import annotations
 
