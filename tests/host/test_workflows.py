@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from devtools.host import Host, PromptRejected
-from devtools.workflows import completed, page_workflow
+from devtools.workflows.page import completed, page_workflow
 from tests.helpers.places import ROOT
 
 WORKFLOWS = ROOT / "workflows"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from devtools.parity import GROUPS, all_rows
+from devtools.parity import GROUPS, all_rows, network
 from tests.helpers.places import RECORDED, SHARED
 
 WHOLE = SHARED / "golden"
@@ -37,9 +37,7 @@ def test_whole_set(group: str) -> None:
 
 
 def test_a_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import devtools.parity as parity
-
-    read = parity.read_tensors
+    read = network.read_tensors
 
     def spoiled(path: Path) -> dict:
         tensors = read(path)
@@ -47,5 +45,5 @@ def test_a_wrong_weight_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
             tensors["control_combine_linears.0.bias"][0] += 1e-3
         return tensors
 
-    monkeypatch.setattr(parity, "read_tensors", spoiled)
+    monkeypatch.setattr(network, "read_tensors", spoiled)
     assert failures(RECORDED, "network")

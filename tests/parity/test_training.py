@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from devtools.parity import Row, Tensors, difference, load_network, read_json, read_tensors
+from devtools.parity.network import load_network
+from devtools.parity.rows import Row, Tensors, difference, read_json, read_tensors
 from longvie_core.model.conditioning import history_input
 from longvie_core.model.dual_control import velocity
 from longvie_core.model.schedule import add_noise

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from devtools.workflows import DYNAMIC_COMBO, completed, input_slots, input_specs, page_node
+from devtools.workflows.page import DYNAMIC_COMBO, completed, input_slots, input_specs, page_node
 
 INFO: dict[str, Any] = {
     "input": {
