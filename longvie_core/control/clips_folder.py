@@ -101,18 +101,17 @@ def write_clips_folder(
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(first_frame).save(folder / "first.png")
     entries = []
-    end = object()
-    for clip, (text, depths, tracks) in enumerate(itertools.zip_longest(prompts, dense, sparse, fillvalue=end)):
-        parts = {"prompt": text, "depth": depths, "tracks": tracks}
-        missing = [name for name, part in parts.items() if part is end]
-        if missing:
+    for clip, (text, depths, tracks) in enumerate(itertools.zip_longest(prompts, dense, sparse)):
+        if text is None or depths is None or tracks is None:
+            parts = {"prompt": text, "depth": depths, "tracks": tracks}
+            missing = [name for name, part in parts.items() if part is None]
             raise ValueError(f"{folder}: clip {clip + 1} has no {' and no '.join(missing)}: give one of each for every clip")
         entry = {"text": text, "depth": f"depth_{clip:02d}.mp4", "track": f"track_{clip:02d}.mp4"}
         _write_clip(folder / entry["depth"], depths, fps)
         _write_clip(folder / entry["track"], tracks, fps)
         entries.append(entry)
-    text = json.dumps(entries, indent=2, ensure_ascii=False)
-    write_atomically(folder / "cond.json", lambda temporary: temporary.write_text(text, "utf-8"))
+    listing = json.dumps(entries, indent=2, ensure_ascii=False)
+    write_atomically(folder / "cond.json", lambda temporary: temporary.write_text(listing, "utf-8"))
     return load_clips_folder(folder)
 
 

@@ -140,7 +140,8 @@ class RawDepthWriter:
 
     def raw_depth(self) -> RawDepth:
         """The finished file; to be asked for after the ``with`` block."""
-        return RawDepth(self.path, self.kind, self.frames, *self._shape, self.fps)
+        height, width = self._shape
+        return RawDepth(self.path, self.kind, self.frames, height, width, self.fps)
 
 
 def to_disparity(frame: np.ndarray, kind: str, what: str) -> np.ndarray:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
@@ -61,7 +62,7 @@ def exclusive(path: Path, what: str) -> Iterator[bool]:
 
 
 def _take(file: BinaryIO) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
@@ -70,7 +71,7 @@ def _take(file: BinaryIO) -> None:
 
 
 def _release(file: BinaryIO) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
     else:  # not left to closing: a forked child would keep it

@@ -146,7 +146,7 @@ class Footage:
         )
 
     def _cropped(self, frames: Iterator[np.ndarray], pixel_aspect: Fraction) -> Iterator[np.ndarray]:
-        source = picture = None
+        source: np.ndarray | None = None
         for frame in frames:
             if frame is not source:
                 source, picture = frame, crop(frame, (self.width, self.height), pixel_aspect)

@@ -47,7 +47,7 @@ def cast(instant: Instant, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
         depth = np.where(fall > 0, x.dtype.type(camera.position[2]) / fall, x.dtype.type(np.inf))
     surface = np.where(fall > 0, GROUND, SKY).astype(np.int8)
     for number, solid in enumerate(instant.scene.solids):
-        window = _window(instant, number, x, y) if x.ndim == 2 else (slice(None),)
+        window: tuple[slice, ...] | None = _window(instant, number, x, y) if x.ndim == 2 else (slice(None),)
         if window is None:
             continue
         rotation = instant.rotations[number]

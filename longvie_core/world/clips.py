@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice, repeat, tee
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def write_scene_clips(
 
 
 def scene_tracks(
-    scene: Scene, plan: ClipPlan, clip: int, dense: np.ndarray, grid: TrackGrid, rate: float
+    scene: Scene, plan: ClipPlan, clip: int, dense: np.ndarray, grid: TrackGrid, rate: float | Fraction
 ) -> Iterator[np.ndarray]:
     """Drawn tracks of one clip, uint8 RGB [H, W, 3] a frame, by the reference's rule.
 

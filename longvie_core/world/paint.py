@@ -37,13 +37,13 @@ def _lattice(dimensions: int) -> tuple[np.ndarray, int]:
 def noise(points: Components) -> np.ndarray:
     """Smooth value noise in -1 .. 1 with a lattice spacing of one, in two or three dimensions."""
     table, period = _lattice(len(points))
-    index, weights = None, []
+    cells, weights = [], []
     for point in points:
         floor = np.floor(point)
         fraction = point - floor
         weights.append(fraction * fraction * (3 - 2 * fraction))
-        cell = floor.astype(np.int32) & (period - 1)
-        index = cell if index is None else index * period + cell
+        cells.append(floor.astype(np.int32) & (period - 1))
+    index = functools.reduce(lambda index, cell: index * period + cell, cells)
     corners = list(table.take(index, axis=0).T)
     for weight in reversed(weights):
         half = len(corners) // 2
@@ -81,12 +81,12 @@ def _square_wave(phase: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (integral(phase + width / 2) - integral(phase - width / 2)) / width
 
 
-def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray | float) -> np.ndarray:
     """Colours ``[3, N]`` or ``[3, 1]`` blended by ``share`` ``[N]``."""
     return first + (second - first) * share
 
 
-def _rgb(colour: tuple[float, float, float]) -> np.ndarray:
+def _rgb(colour: tuple[float, ...]) -> np.ndarray:
     return np.array(colour, np.float32)[:, None]
 
 
@@ -133,13 +133,13 @@ def _shadow(instant: Instant, points: Components, skip: int) -> np.ndarray:
         near = np.flatnonzero((aside < solid.bound**2) & (along > -solid.bound))
         if near.size:
             rotation = instant.rotations[number]
-            local = [-sum(offset[k][near] * float(rotation[k, axis]) for k in range(3)) for axis in range(3)]
+            local = [-np.asarray(sum(offset[k][near] * float(rotation[k, axis]) for k in range(3))) for axis in range(3)]
             entry, leave = span(solid, local, list((sun @ rotation).astype(np.float32)))
             lit[near] *= 1 - np.clip((leave - np.maximum(entry, 0)) / (0.5 * min(solid.half)), 0, 1)
     return lit
 
 
-def _lit(scene: Scene, colour: np.ndarray, cosine: np.ndarray, shadow: np.ndarray) -> np.ndarray:
+def _lit(scene: Scene, colour: np.ndarray, cosine: np.ndarray | np.float32, shadow: np.ndarray) -> np.ndarray:
     """Lambert's law for the sun plus ambient light."""
     return colour * (_rgb(scene.ambient) + _rgb(scene.sunlight) * (np.maximum(cosine, 0) * shadow))
 
@@ -163,10 +163,10 @@ def _solid(instant: Instant, number: int, directions: Components, depth: np.ndar
     start = [float(value) for value in instant.camera.position]
     points = [start[k] + depth * directions[k] for k in range(3)]
     offset = [points[k] - float(instant.centres[number][k]) for k in range(3)]
-    local = [sum(offset[k] * float(rotation[k, axis]) for k in range(3)) for axis in range(3)]
+    local = [np.asarray(sum(offset[k] * float(rotation[k, axis]) for k in range(3))) for axis in range(3)]
     sun = [float(value) for value in np.array(instant.scene.sun) @ rotation]
     if solid.shape == "sphere":
-        cosine = sum(value * part for value, part in zip(local, sun, strict=True)) * (1 / solid.half[0])
+        cosine = np.asarray(sum(value * part for value, part in zip(local, sun, strict=True))) * (1 / solid.half[0])
     else:
         reach = np.abs(np.stack(local)) * _rgb(tuple(1 / edge for edge in solid.half))
         face = reach.argmax(axis=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def render(scene: Scene, time: float, width: int, height: int, supersample: int 
 
 
 def render_frames(
-    scene: Scene, frames: int | Iterable[int], fps: float, width: int, height: int, supersample: int = 2
+    scene: Scene, frames: int | Iterable[int], fps: float | Fraction, width: int, height: int, supersample: int = 2
 ) -> Iterator[Frame]:
     """Frames of a video one after the other; frame k is the picture at ``k / fps`` seconds, whichever are asked for.
 

@@ -96,7 +96,9 @@ def _mean_scale(past: Iterable[Affine | None], future: Iterable[Affine | None], 
     maps, weights = [IDENTITY], [2.0]
     for steps in (past, [link and link.inverse() for link in future]):
         onto = IDENTITY
-        for distance, step in enumerate(itertools.takewhile(bool, steps), 1):
+        for distance, step in enumerate(steps, 1):
+            if step is None:
+                break
             onto = step.after(onto)
             maps.append(onto)
             weights.append(1 + np.cos(np.pi * distance / (reach + 1)))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -42,7 +42,11 @@ class DepthArray:
         self._path = path
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file")
-        openers = {".npy": _NpyArray, ".npz": _NpzArray, ".safetensors": _SafetensorsArray}
+        openers: dict[str, Callable[[Path, str], _Array]] = {
+            ".npy": _NpyArray,
+            ".npz": _NpzArray,
+            ".safetensors": _SafetensorsArray,
+        }
         if path.suffix.lower() not in openers:
             raise ValueError(f"{path} is no array file: give {', '.join(openers)}")
         self._array = openers[path.suffix.lower()](path, kind)
@@ -64,8 +68,17 @@ class DepthArray:
         return RawDepth(self._path, self.kind, self.frames, self.height, self.width, fps)
 
 
+class _Array(Protocol):
+    """An array [frames, ...] in a file; ``plain``: the file has the format of :class:`.raw_depth.RawDepth`."""
+
+    shape: tuple[int, ...]
+    plain: bool
+
+    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]: ...
+
+
 class _NpyArray:
-    """An array in a ``.npy`` file; ``plain``: it has the format of :class:`.raw_depth.RawDepth`."""
+    """An array in a ``.npy`` file."""
 
     def __init__(self, path: Path, _kind: str) -> None:
         self._path = path

@@ -154,7 +154,8 @@ def _things(shot: Shot, frame: int, background: np.ndarray, flows: list[_FlowPar
     So the picture itself must also differ from what the background's motion makes of the picture before, and of the one
     after: what a thing covers in one of them, the other shows.
     """
-    squares, trust, by_background, by_flow = 0.0, 0.0, [], []
+    squares, trust = np.zeros_like(background), np.zeros_like(background)
+    by_background, by_flow = [], []
     picture = shot.grey[frame].astype(np.float32)
     for parts in flows:
         pair = parts.pair

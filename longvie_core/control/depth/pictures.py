@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -87,24 +88,23 @@ class ReadyDepthVideo:
     def _read_video(self, numbers: list[int]) -> Iterator[np.ndarray]:
         if not numbers:
             return
-        for frame in read_frames(self._path, range(1)):
-            grey_disparity(frame, self._near, f"{self._path}: frame 0")  # refuses colours, which are lost below
+        for picture in read_frames(self._path, range(1)):
+            grey_disparity(picture, self._near, f"{self._path}: frame 0")  # refuses colours, which are lost below
         index = video_index(self._path)
-        remaining = iter(numbers)
-        target = next(remaining)
-        for number, frame in numbered_frames(self._path, index, target):
-            if frame is None or number is None or number > target:
+        queue = deque(numbers)
+        for number, frame in numbered_frames(self._path, index, queue[0]):
+            if frame is None or number is None or number > queue[0]:
                 break
-            if number < target:
+            if number < queue[0]:
                 continue
             upright = np.rot90(_grey(frame), index.info.rotation // 90)
             disparity = grey_disparity(upright, self._near, f"{self._path}: frame {number}")
-            while target == number:
+            while queue and queue[0] == number:
                 yield disparity
-                target = next(remaining, None)
-            if target is None:
+                queue.popleft()
+            if not queue:
                 return
-        raise ValueError(f"{self._path}: frame {target} is damaged: copy the file again, or export it anew")
+        raise ValueError(f"{self._path}: frame {queue[0]} is damaged: copy the file again, or export it anew")
 
 
 def _grey(frame: av.VideoFrame) -> np.ndarray:

@@ -173,7 +173,7 @@ def _check_tracks(tracks: np.ndarray, visible: np.ndarray | None) -> None:
         )
 
 
-def _normalized(values: np.ndarray, low: np.floating, high: np.floating) -> np.ndarray:
+def _normalized(values: np.ndarray, low: np.floating | float, high: np.floating | float) -> np.ndarray:
     """float32 ``(values - low) / (high - low)``, not clipped; NaN where the range is empty."""
     return ((values - low) / (high - low)).astype(np.float32)
 
