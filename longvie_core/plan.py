@@ -1,4 +1,7 @@
-"""Which frames belong to which clip (P1 section 3.1, P2 section 3.1): pure arithmetic, no pictures."""
+"""Which frames belong to which clip (section 3.1 of LongVie, arXiv 2508.03694, and of LongVie 2, arXiv 2512.13604).
+
+Pure arithmetic, no pictures.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ TAIL_RULES = ("drop", "pad")
 VAE_TIME_STRIDE = 4
 """Frames that one latent frame of the Wan VAE stands for, after the first."""
 
-SIZE_MULTIPLE = 16
-"""VAE stride 8 times the patch size 2."""
+VAE_SPACE_STRIDE = 8
+"""Pixels a side that one latent pixel stands for."""
+
+SIZE_MULTIPLE = 2 * VAE_SPACE_STRIDE
+"""Width and height are multiples of the VAE's stride times the backbone's patch size, 2."""
 
 
 def latent_frames(frames: int) -> int:
@@ -23,7 +29,7 @@ def latent_frames(frames: int) -> int:
 class ClipPlan:
     """How a video of ``source_frames`` control frames is cut into overlapping clips.
 
-    Clip ``i`` covers control frames ``stride*i .. stride*i + frames - 1`` with ``stride = frames - overlap``; the paper's
+    Clip ``i`` covers control frames ``stride*i .. stride*i + frames - 1`` with ``stride = frames - overlap``; the papers'
     numbers are 81 frames, overlap 1, 640x352 at 16 fps. What the whole clips leave over is dropped (``tail="drop"``, as the
     reference does) or filled up by repeating the last control frame and cut off again from the result (``tail="pad"``).
 
@@ -111,8 +117,8 @@ class ClipPlan:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Latent (height, width)."""
-        return self.height // 8, self.width // 8
+        """Latent (height, width) in latent pixels."""
+        return self.height // VAE_SPACE_STRIDE, self.width // VAE_SPACE_STRIDE
 
     @property
     def output_frames(self) -> int:

@@ -1,4 +1,4 @@
-"""Controls that exist already: the authors' clip folders, ready-made control videos, and a look at either."""
+"""Controls that the user already has: the authors' clip folders and ready-made control videos; and a look at a control."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class LongVieLoadClips(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder, width, height, fps, max_clips) -> io.NodeOutput:
-        found = load_clips_folder(storage.input_folder(folder))
-        plan = ClipPlan(width=width, height=height, frames=found.dense.frames, fps=Fraction(fps).limit_denominator(1001))
-        plan = plan.resolved(plan.stitched_frames(min(found.clips, max_clips or found.clips)))
-        with Image.open(found.first_frame) as picture:
+        clips = load_clips_folder(storage.input_folder(folder))
+        plan = ClipPlan(width=width, height=height, frames=clips.dense.frames, fps=Fraction(fps).limit_denominator(1001))
+        plan = plan.resolved(plan.stitched_frames(min(clips.clips, max_clips or clips.clips)))
+        with Image.open(clips.first_frame) as picture:
             first = storage.to_image(np.asarray(picture.convert("RGB"))[None])
-        prompts = json.dumps(found.prompts[: plan.clips], ensure_ascii=False)
-        return io.NodeOutput(check_controls(plan, found.dense, found.sparse), found.dense, found.sparse, prompts, first)
+        prompts = json.dumps(clips.prompts[: plan.clips], ensure_ascii=False)
+        return io.NodeOutput(check_controls(plan, clips.dense, clips.sparse), clips.dense, clips.sparse, prompts, first)
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
@@ -88,7 +88,7 @@ class LongVieControlFromVideo(io.ComfyNode):
             node_id="LongVieControlFromVideo",
             display_name="LongVie Control From Video",
             category="LongVie/control",
-            description="Uses a ready-made control video: depth that is normalised over the whole video, or drawn point "
+            description="Uses a ready-made control video: depth that is normalized over the whole video, or drawn point "
             "tracks. Connect a VIDEO (read from disk frame by frame) or an IMAGE batch.",
             search_aliases=["depth video", "track video"],
             inputs=[
@@ -138,6 +138,6 @@ class LongVieControlPreview(io.ComfyNode):
     @classmethod
     def execute(cls, control, plan, clip, frames) -> io.NodeOutput:
         plan = check_controls(plan, **{"dense": None, "sparse": None, control.modality: control})
-        wanted = set(np.linspace(0, plan.frames - 1, min(frames, plan.frames)).round().astype(int).tolist())
+        numbers = set(np.linspace(0, plan.frames - 1, min(frames, plan.frames)).round().astype(int).tolist())
         window = islice(control.window(plan, clip - 1), plan.frames)
-        return io.NodeOutput(storage.to_image(np.stack([frame for i, frame in enumerate(window) if i in wanted])))
+        return io.NodeOutput(storage.to_image(np.stack([frame for number, frame in enumerate(window) if number in numbers])))

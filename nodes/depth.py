@@ -12,10 +12,12 @@ import comfy.utils
 from comfy_api.latest import io
 from comfy_extras.nodes_depth_anything_3 import DA3Geometry
 
-from ..longvie_core.control.depth.engine import DepthSource, copy_depth, extract_depth
-from ..longvie_core.control.depth.files import DepthArray, ReadyDepthVideo
+from ..longvie_core.control.depth.arrays import DepthArray
+from ..longvie_core.control.depth.engine import extract_depth
 from ..longvie_core.control.depth.meter import DepthMeter, temporal_flicker
 from ..longvie_core.control.depth.networks import AUX_NETWORKS
+from ..longvie_core.control.depth.pictures import ReadyDepthVideo
+from ..longvie_core.control.depth.ready import DepthSource, copy_depth
 from ..longvie_core.control.raw_depth import KINDS, RawDepth
 from ..longvie_core.disk.atomic import write_atomically
 from ..longvie_core.media.footage import FITS, Footage
@@ -115,7 +117,7 @@ class LongVieDepthControl(io.ComfyNode):
                 ),
             ],
             outputs=[
-                types.Signal.Output("signal", tooltip="Raw depth for LongVie Global Normalize."),
+                types.RawDepth.Output("signal", tooltip="Raw depth for LongVie Global Normalize."),
                 io.String.Output("report", tooltip="What resampling made of the video, and how steady the depth is."),
             ],
         )
@@ -130,9 +132,10 @@ class LongVieDepthControl(io.ComfyNode):
             case "depth file":
                 path = storage.input_file(engine["file"])
                 array = DepthArray(path, engine["kind"])
-                signal = array.signal(plan.fps)
-                if signal is not None:
-                    return io.NodeOutput(signal, f"{signal.frames} frames of {signal.width}x{signal.height}, used in place")
+                raw_depth = array.raw_depth(plan.fps)
+                if raw_depth is not None:
+                    size = f"{raw_depth.width}x{raw_depth.height}"
+                    return io.NodeOutput(raw_depth, f"{raw_depth.frames} frames of {size}, used in place")
                 return copied(array, plan, path, storage.stamp(path))
             case "ready-made depth" if images is not None:
                 near = POLARITIES[engine["polarity"]]
@@ -161,41 +164,48 @@ def extracted(footage: Footage, choice: dict, plan: ClipPlan) -> io.NodeOutput:
         engine = engines.depth_engine(choice)
         bar = comfy.utils.ProgressBar(footage.frames)
         before = DepthMeter()
-        signal = extract_depth(
+        raw_depth = extract_depth(
             footage,
             engine,
             path,
             lambda done, _: bar.update_absolute(done),
-            # Only metric depth has one scale already; all else is relative, Depth Anything 3's other models included.
+            # Metric depth has one scale already. All else is relative, also that of Depth Anything 3's other models.
             align=engine.kind == "disparity" or "metric" not in engine.name.lower(),
             before_alignment=before.add,
         )
-        return signal, [*before.notes, f"{engine.name}: flicker {before.flicker:.4f} before alignment"]
+        return raw_depth, [*before.notes, f"{engine.name}: flicker {before.flicker:.4f} before alignment"]
 
-    return remembered(extract, [footage.summary(plan)], footage.digest(), sorted(choice.items()))
+    return cached_depth(extract, [footage.summary(plan)], footage.digest(), sorted(choice.items()))
 
 
 def copied(source: DepthSource, plan: ClipPlan, *made_from: object, numbers: Iterable[int] | None = None) -> io.NodeOutput:
-    """Depth that the user already has, as a signal."""
+    """Depth that the user already has, as raw depth in the cache."""
 
     def copy(path: Path) -> tuple[RawDepth, list[str]]:
         return copy_depth(source, path, plan.fps, numbers), []
 
-    return remembered(copy, [], source.name, source.kind, plan.fps, made_from)
+    return cached_depth(copy, [], source.name, source.kind, plan.fps, made_from)
 
 
-def remembered(make: Callable[[Path], tuple[RawDepth, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
-    """A signal and a report, made by ``make`` unless the cache has them."""
+def cached_depth(make: Callable[[Path], tuple[RawDepth, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
+    """Raw depth and a report, made unless the cache has them.
+
+    Args:
+        make: writes the depth to a path, and gives it with lines for the report, which are kept with it.
+        notes: lines that come first in the report and are not kept.
+        made_from: values that name the entry.
+    """
     folder = storage.cached("depth", *made_from, suffix="")
     record = folder / "signal.json"
     if not record.is_file():
         folder.mkdir(exist_ok=True)
-        signal, made_notes = make(folder / "depth.npy")
-        made_notes.append(f"{signal.frames} frames of {signal.width}x{signal.height}, flicker {temporal_flicker(signal):.4f}")
-        fields = {**asdict(signal), "path": signal.path.name, "fps": str(signal.fps)}
-        text = json.dumps({"signal": fields, "notes": made_notes})
+        raw_depth, kept_notes = make(folder / "depth.npy")
+        size, flicker = f"{raw_depth.width}x{raw_depth.height}", temporal_flicker(raw_depth)
+        kept_notes.append(f"{raw_depth.frames} frames of {size}, flicker {flicker:.4f}")
+        fields = {**asdict(raw_depth), "path": raw_depth.path.name, "fps": str(raw_depth.fps)}
+        text = json.dumps({"signal": fields, "notes": kept_notes})
         write_atomically(record, lambda part: part.write_text(text, encoding="utf-8"))
     stored = json.loads(record.read_text(encoding="utf-8"))
     fields = stored["signal"]
-    signal = RawDepth(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
-    return io.NodeOutput(signal, "\n".join([*notes, *stored["notes"]]))
+    raw_depth = RawDepth(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
+    return io.NodeOutput(raw_depth, "\n".join([*notes, *stored["notes"]]))

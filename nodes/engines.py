@@ -12,11 +12,11 @@ import torch
 from comfy_extras.nodes_depth_anything_3 import DA3Inference, LoadDA3Model
 from comfy_extras.nodes_void import OpticalFlowLoader
 
-from ..longvie_core.control.depth.files import grey_disparity
+from ..longvie_core.control.depth.engine import DepthEngine
 from ..longvie_core.control.depth.networks import AuxDepth, TransformersDepth
 from ..longvie_core.control.depth.parallax import ParallaxDepth
-from ..longvie_core.control.tracks.types import Tracks
-from ..longvie_core.control.tracks.write import given_tracks
+from ..longvie_core.control.depth.pictures import grey_disparity
+from ..longvie_core.control.tracks.types import Tracks, external_tracks
 
 DEPTH_MODELS = "geometry_estimation"
 """The host's model folder for depth networks."""
@@ -24,16 +24,27 @@ DEPTH_MODELS = "geometry_estimation"
 FLOW_MODELS = "optical_flow"
 """The host's model folder for optical-flow networks."""
 
+DEPTH_MENDS = {
+    "Depth Anything 3": "put a Depth Anything 3 checkpoint such as depth_anything_3_mono_large.safetensors there",
+    "transformers": "put a folder with config.json, preprocessor_config.json and model.safetensors of a depth-estimation "
+    "checkpoint (Depth-Anything-V2-Small-hf, for instance) there",
+    "controlnet-aux": "put dpt_hybrid-midas-501f0c75.pt (MiDaS), ZoeD_M12_N.pt (Zoe) or res101.pth (LeReS) there",
+}
+"""What to do where an engine has no weights."""
+
 FLOW_MEND = "put torchvision's raft_large there (raft_large_C_T_SKHT_V2-ff5fadd5.pth, or its tensors as .safetensors)"
+
 FLOW_LEAST_SIDE = 128
 """Pixels: smaller pictures are padded, RAFT's correlation pyramid needs them."""
 
 NONE_FOUND = "(none found)"
+"""What a list of files shows where there are none."""
+
 PARALLAX = "parallax (no weights)"
 
 
 class HostDepthAnything3:
-    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes; raw, un-normalised."""
+    """:class:`~longvie_core.control.depth.engine.DepthEngine` on the host's Depth Anything 3 nodes: raw, unnormalized depth."""
 
     kind, window, overlap = "depth", 1, 0
 
@@ -43,6 +54,7 @@ class HostDepthAnything3:
         (self.model,) = LoadDA3Model.execute(file, "default").result
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """Depth float32 [T, H, W] of pictures uint8 RGB [T, H, W, 3]."""
         images = torch.from_numpy(frames).float().div_(255)
         mode = {"mode": "mono"}
         (geometry,) = DA3Inference.execute(self.model, images, self.resolution, "upper_bound_resize", mode).result
@@ -50,7 +62,7 @@ class HostDepthAnything3:
 
 
 class GeometryDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of a DA3_GEOMETRY; sky is infinitely far."""
 
     kind = "depth"
     name = "DA3_GEOMETRY"
@@ -61,6 +73,7 @@ class GeometryDepth:
         self.frames = len(self.depth)
 
     def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        """The frames ``numbers``, float32 [H, W]."""
         for number in numbers:
             depth = self.depth[number].float().cpu()
             if self.sky is not None:
@@ -69,7 +82,7 @@ class GeometryDepth:
 
 
 class ImageDepth:
-    """:class:`~longvie_core.control.depth.engine.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
+    """:class:`~longvie_core.control.depth.ready.DepthSource` of an IMAGE batch of ready-made depth, in its full precision."""
 
     kind = "disparity"
     name = "the depth images"
@@ -80,6 +93,7 @@ class ImageDepth:
         self.frames = len(images)
 
     def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
+        """The frames ``numbers`` as disparity, float32 [H, W]."""
         for number in numbers:
             yield grey_disparity(self.images[number].cpu().numpy(), self.near, f"{self.name}: frame {number}")
 
@@ -100,7 +114,7 @@ class HostRaft:
             raise ValueError(f"{path} does not hold torchvision's raft_large: {FLOW_MEND}") from error
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Flow float32 [H, W, 2] from one uint8 frame [H, W, 3], sides multiples of 8, to another."""
+        """Flow float32 [H, W, 2] in pixels from one uint8 frame [H, W, 3] to another; sides are multiples of 8."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         height, width = first.shape[:2]
         comfy.model_management.load_models_gpu([self.model], memory_required=correlation_bytes(width, height))
@@ -117,7 +131,7 @@ def raft_picture(frame: np.ndarray) -> torch.Tensor:
 
 
 def correlation_bytes(width: int, height: int) -> int:
-    """What RAFT's correlations of all pairs of 8x8 blocks take: their pyramid, and as much again while it is made."""
+    """Bytes that RAFT's correlations of all pairs of 8x8 blocks take: their pyramid, and as much again while it is made."""
     return 3 * 4 * (width * height // 64) ** 2
 
 
@@ -135,7 +149,7 @@ def socket_tracks(tracks: dict | None) -> Tracks:
         None if part is None else torch.as_tensor(part).detach().cpu().float().numpy()
         for part in (tracks["track_path"], tracks.get("track_visibility"))
     )
-    return given_tracks(path, visibility)
+    return external_tracks(path, visibility)
 
 
 def flow_files() -> list[str]:
@@ -162,11 +176,11 @@ def depth_files() -> list[str]:
 def transformers_folders() -> list[str]:
     """Folders of transformers checkpoints below the host's depth model folder."""
     roots = [Path(root) for root in folder_paths.get_folder_paths(DEPTH_MODELS)]
-    found = {config.parent.relative_to(root).as_posix() for root in roots for config in root.glob("*/config.json")}
-    return sorted(found) or [NONE_FOUND]
+    names = {config.parent.relative_to(root).as_posix() for root in roots for config in root.glob("*/config.json")}
+    return sorted(names) or [NONE_FOUND]
 
 
-def depth_engine(choice: dict) -> object:
+def depth_engine(choice: dict) -> DepthEngine:
     """The engine that the widgets describe.
 
     Args:
@@ -180,7 +194,7 @@ def depth_engine(choice: dict) -> object:
         return ParallaxDepth()
     file = choice.get("model")
     if file == NONE_FOUND:
-        raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {MENDS[engine]}")
+        raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {DEPTH_MENDS[engine]}")
     device = str(comfy.model_management.get_torch_device())
     if engine == "Depth Anything 3":
         return HostDepthAnything3(file, choice["resolution"])
@@ -190,11 +204,3 @@ def depth_engine(choice: dict) -> object:
         )
         return TransformersDepth(folder / file, device=device)
     return AuxDepth(choice["network"], Path(folder_paths.get_full_path_or_raise(DEPTH_MODELS, file)), device=device)
-
-
-MENDS = {
-    "Depth Anything 3": "put a Depth Anything 3 checkpoint such as depth_anything_3_mono_large.safetensors there",
-    "transformers": "put a folder with config.json, preprocessor_config.json and model.safetensors of a depth-estimation "
-    "checkpoint (Depth-Anything-V2-Small-hf, for instance) there",
-    "controlnet-aux": "put dpt_hybrid-midas-501f0c75.pt (MiDaS), ZoeD_M12_N.pt (Zoe) or res101.pth (LeReS) there",
-}

@@ -22,7 +22,7 @@ class LongVieGlobalNormalize(io.ComfyNode):
             "and black, near = black. Never per frame: that flickers, and measures worse than no control.",
             search_aliases=["depth", "percentile"],
             inputs=[
-                types.Signal.Input("signal", tooltip="Raw, un-normalised depth of the whole video."),
+                types.RawDepth.Input("signal", tooltip="Raw, unnormalized depth of the whole video."),
                 types.Plan.Input("plan", tooltip="Says how many frames the clips use; the percentiles are taken over those."),
                 io.Float.Input(
                     "low_percentile",

@@ -9,6 +9,9 @@ from comfy_api.latest import io
 from ..longvie_core.plan import TAIL_RULES, ClipPlan
 from . import types
 
+MOST_FRAMES = 1025
+"""A clip may have more than LongVie was trained on, but the slider must end somewhere."""
+
 
 class LongVieClipPlan(io.ComfyNode):
     @classmethod
@@ -27,7 +30,7 @@ class LongVieClipPlan(io.ComfyNode):
                     "frames_per_clip",
                     default=81,
                     min=5,
-                    max=1025,
+                    max=MOST_FRAMES,
                     step=4,
                     tooltip="Frames a clip, 4n+1. LongVie 2 was trained on 81; the tiny demo model on 17.",
                 ),
@@ -78,8 +81,8 @@ class LongVieClipPlan(io.ComfyNode):
     def validate_inputs(cls, frames_per_clip=None) -> bool | str:
         try:
             if frames_per_clip is not None:
-                if frames_per_clip > 1025:
-                    return f"frames_per_clip {frames_per_clip} is more than 1025"
+                if frames_per_clip > MOST_FRAMES:
+                    return f"frames_per_clip {frames_per_clip} is more than {MOST_FRAMES}"
                 ClipPlan(frames=frames_per_clip)
         except ValueError as error:
             return str(error)

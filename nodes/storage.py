@@ -152,7 +152,7 @@ def to_frames(images: torch.Tensor, plan: ClipPlan) -> np.ndarray:
 
 def to_image(frames: np.ndarray) -> torch.Tensor:
     """uint8 frames [T, H, W, 3] -> IMAGE [T, H, W, 3] in 0 .. 1."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).float().div_(255)
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).float().div_(255)
 
 
 def image_file(images: torch.Tensor, fps: Fraction = Fraction(16)) -> Path:

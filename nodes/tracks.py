@@ -11,7 +11,7 @@ from ..longvie_core.control.tracks.draw import STYLES
 from ..longvie_core.control.tracks.flow import FlowTracker
 from ..longvie_core.control.tracks.lucas_kanade import LucasKanade
 from ..longvie_core.control.tracks.types import Tracker
-from ..longvie_core.control.tracks.write import write_given_tracks, write_tracks
+from ..longvie_core.control.tracks.write import write_external_tracks, write_tracks
 from ..longvie_core.media.footage import FITS
 from . import engines, storage, types
 
@@ -85,20 +85,20 @@ class LongVieTrackControl(io.ComfyNode):
     @classmethod
     def execute(cls, plan, dense, engine, grid, style, fit, video=None, images=None, tracks=None) -> io.NodeOutput:
         plan = check_controls(plan, dense, None)
-        drawn = [style, plan, *(dense.digest(plan, clip) for clip in range(plan.clips))]
+        drawing = [style, plan, *(dense.digest(plan, clip) for clip in range(plan.clips))]
         bar = comfy.utils.ProgressBar(plan.clips)
 
         def progress(done: int, _: int) -> None:
             bar.update_absolute(done)
 
         if engine["engine"] == "TRACKS":
-            given = engines.socket_tracks(tracks)
-            hashes = [storage.tensor_sha256(torch.from_numpy(part)) for part in (given.xy, given.visible)]
-            folder = storage.cached("tracks", "TRACKS", *hashes, *drawn, suffix="")
-            return io.NodeOutput(write_given_tracks(given, dense, plan, folder, style=style, progress=progress))
+            external = engines.socket_tracks(tracks)
+            hashes = [storage.tensor_sha256(torch.from_numpy(part)) for part in (external.xy, external.visible)]
+            folder = storage.cached("tracks", "TRACKS", *hashes, *drawing, suffix="")
+            return io.NodeOutput(write_external_tracks(external, dense, plan, folder, style=style, progress=progress))
         name, tracker = tracker_of(engine)
         footage = storage.footage(video, images, plan, fit)
-        folder = storage.cached("tracks", footage.digest(), name, grid, *drawn, suffix="")
+        folder = storage.cached("tracks", footage.digest(), name, grid, *drawing, suffix="")
         return io.NodeOutput(write_tracks(footage, dense, plan, tracker, folder, grid=grid, style=style, progress=progress))
 
     @classmethod
@@ -107,7 +107,7 @@ class LongVieTrackControl(io.ComfyNode):
 
 
 def tracker_of(choice: dict) -> tuple[tuple, Tracker]:
-    """What names the tracker that the widgets describe, and the tracker."""
+    """What names the tracker that the widgets describe, for the cache, and the tracker itself."""
     if choice["engine"] == "Lucas-Kanade":
         return ("Lucas-Kanade",), LucasKanade()
     path = engines.flow_file(choice["model"])

@@ -7,8 +7,8 @@ from comfy_api.latest import io
 Plan = io.Custom("LONGVIE_PLAN")
 """longvie_core.plan.ClipPlan"""
 
-Signal = io.Custom("LONGVIE_SIGNAL")
-"""longvie_core.control.raw_depth.RawDepth: raw, un-normalised depth on disk"""
+RawDepth = io.Custom("LONGVIE_SIGNAL")
+"""longvie_core.control.raw_depth.RawDepth: raw, unnormalized depth on disk"""
 
 Control = io.Custom("LONGVIE_CONTROL")
 """longvie_core.control.control.Control: control pictures on disk, addressed by clip"""

@@ -1,4 +1,4 @@
-"""Memory and time of making controls, by length of the driving video: depth, normalised control, tracks."""
+"""Memory and time of making controls, by length of the driving video: depth, normalized control, tracks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Brightness:
 
 
 def film(path: Path, frames: int) -> None:
-    """A driving video of that length: a textured picture that wanders."""
+    """Write a driving video of that length: a textured picture that wanders."""
     texture = np.random.default_rng(0).integers(0, 256, (HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8)
     picture = np.kron(texture, np.ones((4, 4, 1), np.uint8))
     with VideoWriter(path, WIDTH, HEIGHT, FPS) as writer:
@@ -49,8 +49,8 @@ def measure(video: Path, folder: Path) -> dict[str, float]:
     start = time.perf_counter()
     footage = Footage.open(video, FPS, WIDTH, HEIGHT)
     plan = ClipPlan(WIDTH, HEIGHT, 81, FPS).resolved(footage.frames)
-    signal = extract_depth(footage, Brightness(), folder / "depth.npy")
-    dense = write_control(signal, plan, folder / "dense.mkv")
+    raw_depth = extract_depth(footage, Brightness(), folder / "depth.npy")
+    dense = write_control(raw_depth, plan, folder / "dense.mkv")
     write_tracks(footage, dense, plan, LucasKanade(), folder / "tracks", grid=GRID)
     seconds = time.perf_counter() - start
     return {"peak_rss_mib": peak_rss_mib(), "s_per_frame": seconds / footage.frames}

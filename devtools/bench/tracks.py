@@ -1,7 +1,7 @@
 """How well the default point tracker follows procedural scenes whose exact tracks are known, and what drawing tracks costs.
 
-The points are a regular grid over each clip's first frame: sky, ground and solids. Errors count where a point is truly visible,
-the first frame left out; the F1 score is that of «visible». Clips start at different times of their scenes.
+The points are a regular grid over each clip's first frame: sky, ground and solids. Errors count where a point is truly visible;
+the F1 score is that of calling it visible. The first frame is left out of both. Clips start at different times of their scenes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import numpy as np
 
 from longvie_core.control.normalize import normalize, to_uint8
 from longvie_core.control.percentiles import PERCENTILES
-from longvie_core.control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from longvie_core.control.tracks.draw import reference_grid, render_tracks
 from longvie_core.control.tracks.lucas_kanade import LucasKanade
+from longvie_core.control.tracks.point_depth import depth_to_z, hide_occluded
 from longvie_core.control.tracks.types import Tracks
-from longvie_core.control.tracks.write import hide_occluded
-from longvie_core.world.render import Tracks as Truth
-from longvie_core.world.render import grid_points, hit, render_frames, track
+from longvie_core.world.cast import hit
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import TrueTracks, grid_points, track
 
 FPS = 16
 START_STEP = 7.5
-"""Seconds of its scene at which the clip of seed k starts, times k."""
+"""The clip of seed k starts k times this many seconds into its scene."""
 
 DRAWN = (832, 480, 81, 50)
 """Width, height, frames and points a side of the drawing that is timed."""
@@ -38,7 +39,7 @@ class Clip(NamedTuple):
     rgb: np.ndarray
     depth: np.ndarray
     points: np.ndarray
-    truth: Truth
+    truth: TrueTracks
     surface: np.ndarray
 
 
@@ -67,19 +68,20 @@ class Score:
         return 2 * self.hits / max(self.called + self.visible, 1)
 
 
-def film(seed: int, width: int, height: int, frames: int, grid: int) -> Clip:
+def film(seed: int, width: int, height: int, length: int, grid: int) -> Clip:
     """The clip of one seed."""
     scene = make_scene(seed)
     first = round(START_STEP * seed * FPS)
-    numbers = range(first, first + frames)
+    numbers = range(first, first + length)
     points = grid_points(grid, grid, width, height)
     truth = track(scene, points, [number / FPS for number in numbers], width, height)
     surface = hit(scene, first / FPS, points, width, height)[1]
-    filmed = list(render_frames(scene, numbers, FPS, width, height))
-    return Clip(np.stack([frame.rgb for frame in filmed]), np.stack([frame.depth for frame in filmed]), points, truth, surface)
+    frames = list(render_frames(scene, numbers, FPS, width, height))
+    rgb, depth = np.stack([frame.rgb for frame in frames]), np.stack([frame.depth for frame in frames])
+    return Clip(rgb, depth, points, truth, surface)
 
 
-def score(tracks: Tracks, truth: Truth, chosen: np.ndarray | slice = slice(None)) -> Score:
+def score(tracks: Tracks, truth: TrueTracks, chosen: np.ndarray | slice = slice(None)) -> Score:
     """Compare the ``chosen`` points, without the frame that they are given in."""
     visible, called = truth.visible[1:, chosen], tracks.visible[1:, chosen]
     errors = np.linalg.norm(tracks.xy[1:, chosen] - truth.xy[1:, chosen], axis=-1)
@@ -124,10 +126,10 @@ def drawing_seconds() -> float:
     start = np.concatenate([reference_grid(width, height, side), generator.random((side * side, 1))], axis=1)
     drift = np.linspace(0, 1, frames)[:, None, None] * generator.normal(0, (60, 30, 0.1), (side * side, 3))
     tracks = (start + drift).astype(np.float32)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in render_tracks(tracks, None, width, height):
         pass
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main(arguments: list[str]) -> int:
@@ -147,9 +149,9 @@ def main(arguments: list[str]) -> int:
     scores, checked, parts = [], [], {"sky": [], "ground": [], "solids": []}
     for seed in range(options.seeds):
         clip = film(seed, int(width), int(height), options.frames, options.grid)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         tracks = LucasKanade().track(clip.rgb, clip.points)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         scores.append(score(tracks, clip.truth))
         checked.append(score(with_depth(tracks, clip.depth), clip.truth))
         for name, chosen in zip(parts, (clip.surface < 0, clip.surface == 0, clip.surface > 0), strict=True):

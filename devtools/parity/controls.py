@@ -10,7 +10,8 @@ import numpy as np
 from devtools.parity.rows import EXACT, Row, difference, read_json
 from longvie_core.control.normalize import normalize, to_uint8
 from longvie_core.control.percentiles import global_percentiles
-from longvie_core.control.tracks.draw import cover_resize, depth_to_z, render_tracks
+from longvie_core.control.tracks.draw import render_tracks
+from longvie_core.control.tracks.point_depth import cover_resize, depth_to_z
 from longvie_core.plan import ClipPlan
 
 

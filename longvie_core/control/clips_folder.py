@@ -17,15 +17,15 @@ from ..media.write import VideoWriter
 from .control import Control
 
 MAX_NAME_BYTES = 255
-"""What file systems allow."""
+"""The longest file name that file systems allow."""
 
 CONTROL_CRF = 8
-"""h264 quality of written clips folders: the tracks' colours are what the network reads."""
+"""h264 quality of the videos written here: high, since the network reads the tracks' colours."""
 
 
 @dataclass(frozen=True)
 class ClipsFolder:
-    """What :func:`load_clips_folder` finds: controls and prompts for ``clips`` clips, and the picture to start from."""
+    """Controls and prompts of ``clips`` clips, and the picture that the first one starts from."""
 
     dense: Control
     sparse: Control
@@ -93,6 +93,7 @@ def write_clips_folder(
         prompts: one text a clip.
         dense, sparse: for every clip its frames, uint8 RGB [H, W, 3]; dense with near = black.
         first_frame: uint8 RGB [H, W, 3].
+        fps: frames per second of the videos.
 
     Raises:
         ValueError: another number of dense or sparse clips than prompts; frames of an odd size.
@@ -100,18 +101,17 @@ def write_clips_folder(
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(first_frame).save(folder / "first.png")
     entries = []
-    ended = object()
-    for clip, (text, depths, tracks) in enumerate(itertools.zip_longest(prompts, dense, sparse, fillvalue=ended)):
-        parts = {"prompt": text, "depth": depths, "tracks": tracks}
-        missing = [name for name, part in parts.items() if part is ended]
-        if missing:
+    for clip, (text, depths, tracks) in enumerate(itertools.zip_longest(prompts, dense, sparse)):
+        if text is None or depths is None or tracks is None:
+            parts = {"prompt": text, "depth": depths, "tracks": tracks}
+            missing = [name for name, part in parts.items() if part is None]
             raise ValueError(f"{folder}: clip {clip + 1} has no {' and no '.join(missing)}: give one of each for every clip")
         entry = {"text": text, "depth": f"depth_{clip:02d}.mp4", "track": f"track_{clip:02d}.mp4"}
         _write_clip(folder / entry["depth"], depths, fps)
         _write_clip(folder / entry["track"], tracks, fps)
         entries.append(entry)
-    text = json.dumps(entries, indent=2, ensure_ascii=False)
-    write_atomically(folder / "cond.json", lambda temporary: temporary.write_text(text, "utf-8"))
+    listing = json.dumps(entries, indent=2, ensure_ascii=False)
+    write_atomically(folder / "cond.json", lambda temporary: temporary.write_text(listing, "utf-8"))
     return load_clips_folder(folder)
 
 
@@ -125,11 +125,11 @@ def _write_clip(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None
             writer.write(frame)
 
 
-def _inside(folder: Path, written: str, role: str) -> Path:
-    """The file in ``folder`` with the file name of ``written``, which must be a real file in that folder."""
-    name = written.replace("\\", "/").rsplit("/", 1)[-1]
+def _inside(folder: Path, listed: str, role: str) -> Path:
+    """The file in ``folder`` that a listed path ends in; it must be a real file there, not a link that leads out."""
+    name = listed.replace("\\", "/").rsplit("/", 1)[-1]
     if name in ("", ".", "..") or "\0" in name or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        raise ValueError(f"{folder}: {written[:MAX_NAME_BYTES]!r} ({role}) is not a file name")
+        raise ValueError(f"{folder}: {listed[:MAX_NAME_BYTES]!r} ({role}) is not a file name")
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {role}")

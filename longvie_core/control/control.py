@@ -1,4 +1,4 @@
-"""Control pictures on disk, addressed by clip and frame."""
+"""Control pictures on disk, addressed by clip and frame: how the rest of the program reads depth and tracks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..disk.fingerprints import file_sha256
+from ..disk.fingerprints import cached_file_sha256, file_stamp
 from ..media.probe import probe
 from ..media.read import read_frames, stretch
 from ..plan import ClipPlan
@@ -29,8 +29,8 @@ class Control:
 
     Attributes:
         modality: ``"dense"`` or ``"sparse"``.
-        near_is_black: polarity of a dense control's files; :meth:`window` always gives near = black, as the weights
-            want it. Without meaning for a sparse one.
+        near_is_black: whether near is black in a dense control's files, as the weights want it; :meth:`window` inverts the
+            others. Without meaning for a sparse one.
         paths: one continuous video, or one video a clip.
         per_clip: which of the two.
         frames: frames of each file.
@@ -89,7 +89,7 @@ class Control:
     def window(self, plan: ClipPlan, clip: int) -> Iterator[np.ndarray]:
         """The ``plan.frames`` control pictures of clip ``clip``: uint8 RGB [plan.height, plan.width, 3].
 
-        A dense control comes out with near = black, whatever its file holds: this is the one place that turns it round.
+        A dense control comes out with near = black, whatever its file holds: nothing else inverts it.
         Frames past the plan's end (tail rule ``"pad"``) repeat the last one.
 
         Raises:
@@ -103,16 +103,15 @@ class Control:
         return next(self.window(plan, clip))
 
     def digest(self, plan: ClipPlan, clip: int) -> str:
-        """sha256 that changes when what :meth:`window` gives changes: a run's resume compares it.
+        """sha256 that changes when what :meth:`window` gives changes: by it a resumed run knows which clips to render again.
 
         Where each clip has its file, the file's bytes count; in a continuous video, the decoded frames of the window,
         so that frames added at the end leave the earlier clips as they are.
         """
         path, numbers = self._source(plan, clip)
-        status = path.stat()
-        content = _digest_of(path, status.st_size, status.st_mtime_ns, None if self.per_clip else numbers)
-        use = (self.modality, self.near_is_black, plan.width, plan.height, plan.frames, content)
-        return hashlib.sha256(json.dumps(use).encode()).hexdigest()
+        content = cached_file_sha256(path) if self.per_clip else _frames_sha256(path, file_stamp(path), numbers)
+        parts = (self.modality, self.near_is_black, plan.width, plan.height, plan.frames, content)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _source(self, plan: ClipPlan, clip: int) -> tuple[Path, range]:
         """File of a clip, and the frames to read from it."""
@@ -136,8 +135,8 @@ class Control:
     def _pictures(self, path: Path, numbers: range, plan: ClipPlan) -> Iterator[np.ndarray]:
         picture = None
         for frame in read_frames(path, numbers):
-            black_near = frame if self.near_is_black or self.modality == "sparse" else 255 - frame
-            picture = stretch(black_near, (plan.width, plan.height))
+            near_black = frame if self.near_is_black or self.modality == "sparse" else 255 - frame
+            picture = stretch(near_black, (plan.width, plan.height))
             yield picture
         yield from itertools.repeat(picture, plan.frames - len(numbers))
 
@@ -150,10 +149,8 @@ class Control:
 
 
 @lru_cache(maxsize=8192)
-def _digest_of(path: Path, _size: int, _mtime_ns: int, numbers: range | None) -> str:
-    """sha256 of a file's bytes, or of its decoded frames ``numbers``."""
-    if numbers is None:
-        return file_sha256(path)
+def _frames_sha256(path: Path, _stamp: tuple[int, int], numbers: range) -> str:
+    """Hash of the decoded frames ``numbers``; cached as long as the file's size and time stay the same."""
     digest = hashlib.sha256()
     for frame in read_frames(path, numbers):
         digest.update(frame.data)

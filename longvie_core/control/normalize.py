@@ -1,4 +1,4 @@
-"""Global control normalisation (P1): one depth scale for the whole video, so that clips do not disagree about it."""
+"""Global control normalization (P1 section 3.2): one depth scale for the whole video, so that clips agree about it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def normalize(values: np.ndarray, low: float, high: float) -> np.ndarray:
     Args:
         values: disparity of any shape, larger = nearer.
         low, high: 5th and 95th percentile of the whole video, see :func:`global_percentiles`.
+
+    Raises:
+        ValueError: ``low`` is above ``high``.
     """
     if low > high:
         raise ValueError(f"the lower percentile {low} is above the upper one {high}")
@@ -36,51 +39,48 @@ def to_uint8(normalized: np.ndarray) -> np.ndarray:
     return (normalized * 255).astype(np.uint8)
 
 
-def normalized_frames(signal: RawDepth, length: int, percentiles: tuple[float, float] = PERCENTILES) -> Iterator[np.ndarray]:
-    """The first ``length`` frames of a signal as 8-bit control, grey [H, W], near = black.
+def normalized_frames(raw_depth: RawDepth, length: int, percentiles: tuple[float, float] = PERCENTILES) -> Iterator[np.ndarray]:
+    """The first ``length`` frames as 8-bit control, grey [H, W], near = black.
 
     The percentiles are those of these frames only, as in the released code: what the tail rule drops does not count.
+
+    Raises:
+        ValueError: when the first frame is asked for: values that mean nothing, or frames that are not there.
     """
-    return _normalized(signal, range(length), percentiles)
-
-
-def _normalized(signal: RawDepth, numbers: range, percentiles: tuple[float, float]) -> Iterator[np.ndarray]:
-    low, high = global_percentiles(lambda: signal.disparity(numbers), percentiles)
-    for disparity in signal.disparity(numbers):
-        yield to_uint8(normalize(disparity, low, high))
+    return _normalized(raw_depth, range(length), percentiles)
 
 
 def write_control(
-    signal: RawDepth, plan: ClipPlan, destination: Path, percentiles: tuple[float, float] = PERCENTILES
+    raw_depth: RawDepth, plan: ClipPlan, destination: Path, percentiles: tuple[float, float] = PERCENTILES
 ) -> Control:
-    """Normalise a signal over the frames that ``plan`` shows; write it as a lossless dense control video (``.mkv``).
+    """Normalize depth over the frames that ``plan`` shows; write it as a lossless dense control video (``.mkv``).
 
-    A plan that does not know its source length takes the signal's.
+    A plan that does not know its source length takes the depth's.
 
     Raises:
-        ValueError: a signal shorter than the plan, or with values that mean nothing; no ``.mkv`` file name.
+        ValueError: depth that is shorter than the plan, or has values that mean nothing; no ``.mkv`` file name.
     """
-    length = plan.resolved(signal.frames).output_frames
-    with VideoWriter(destination, signal.width, signal.height, signal.fps, codec="lossless") as writer:
-        for grey in normalized_frames(signal, length, percentiles):
+    length = plan.resolved(raw_depth.frames).output_frames
+    with VideoWriter(destination, raw_depth.width, raw_depth.height, raw_depth.fps, codec="lossless") as writer:
+        for grey in normalized_frames(raw_depth, length, percentiles):
             writer.write(np.repeat(grey[..., None], 3, axis=-1))
-    return Control("dense", True, (destination,), False, length, signal.width, signal.height)
+    return Control("dense", True, (destination,), False, length, raw_depth.width, raw_depth.height)
 
 
 def write_control_per_clip(
-    signal: RawDepth, plan: ClipPlan, folder: Path, percentiles: tuple[float, float] = PERCENTILES
+    raw_depth: RawDepth, plan: ClipPlan, folder: Path, percentiles: tuple[float, float] = PERCENTILES
 ) -> Control:
-    """The ablation «per clip» (P1: «without global normalisation»): each clip by the percentiles of its own window.
+    """P1's ablation «without global normalization»: each clip by the percentiles of its own window.
 
     Not for making videos: the clips disagree about depth, and the frame that two clips share has two different pictures, so
     that each clip needs a file (``dense_00.mkv`` ..., lossless). Padding (tail rule ``"pad"``) repeats the last frame
-    and does not count for the percentiles. A file that is there already is kept: the folder must belong to this signal, plan
+    and does not count for the percentiles. A file that is there already is kept: the folder must belong to this depth, plan
     and percentiles alone.
 
     Raises:
         ValueError: as :func:`write_control`.
     """
-    plan = plan.resolved(signal.frames)
+    plan = plan.resolved(raw_depth.frames)
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"dense_{clip:02d}.mkv" for clip in range(plan.clips))
     for clip, path in enumerate(paths):
@@ -88,10 +88,16 @@ def write_control_per_clip(
             continue
         window = plan.control_frames(clip)
         numbers = range(window.start, min(window.stop, plan.source_frames))
-        with VideoWriter(path, signal.width, signal.height, signal.fps, codec="lossless") as writer:
-            for grey in _normalized(signal, numbers, percentiles):
+        with VideoWriter(path, raw_depth.width, raw_depth.height, raw_depth.fps, codec="lossless") as writer:
+            for grey in _normalized(raw_depth, numbers, percentiles):
                 picture = np.repeat(grey[..., None], 3, axis=-1)
                 writer.write(picture)
             for _ in range(plan.frames - len(numbers)):
                 writer.write(picture)
-    return Control("dense", True, paths, True, plan.frames, signal.width, signal.height)
+    return Control("dense", True, paths, True, plan.frames, raw_depth.width, raw_depth.height)
+
+
+def _normalized(raw_depth: RawDepth, numbers: range, percentiles: tuple[float, float]) -> Iterator[np.ndarray]:
+    low, high = global_percentiles(lambda: raw_depth.disparity(numbers), percentiles)
+    for disparity in raw_depth.disparity(numbers):
+        yield to_uint8(normalize(disparity, low, high))

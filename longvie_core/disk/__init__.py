@@ -1,1 +1,1 @@
-"""Files that last: written whole, locked, cached within bounds, known by their content."""
+"""Files that last: they appear whole or not at all, have one writer, stay within bounds, and are known by their content."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNFINISHED = (".part", ".tmp")
-"""Name endings and beginnings of files that a killed process may leave: ours, and those of the safetensors library."""
+"""How names of half-written files end (ours) and begin (the safetensors library's)."""
+
 _PROCESS = secrets.token_hex(4)
-"""Two processes that make the same file must not write into the same temporary one."""
+"""Part of our names, so that two processes which make the same file do not write into the same temporary one."""
 
 
 def temporary_name(destination: Path) -> Path:
@@ -49,7 +50,7 @@ def write_atomically(destination: Path, write: Callable[[Path], object]) -> None
     temporary = temporary_name(destination)
     try:
         temporary.unlink(missing_ok=True)
-        temporary.touch(exist_ok=False)  # a link that lies there is never written through
+        temporary.touch(exist_ok=False)  # never writes through a link that lies there
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # some writers replace the file by one that only its owner may read

@@ -22,20 +22,26 @@ class ControlCache:
 
     Args:
         folder: made if missing.
-        limit: bytes that it may hold. What this process has used is never removed, even beyond the limit.
+        limit: bytes that it may hold; more only where this process uses them.
+
+    Attributes:
+        used: entries that this process relies on; they are never removed.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.limit = limit
         self.used: set[Path] = set()
-        self.losses = 0
+        self._losses = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def entry(self, kind: str, *made_from: object, suffix: str = "") -> Path:
-        """Where the thing of this kind that is made from these values is kept; marked as used.
+        """Path of what is made from these values, whether it is there or not; marked as used.
 
-        Values count by their ``repr``: frozen dataclasses, numbers, text and hashes.
+        Args:
+            kind: how the file's name begins.
+            made_from: values that count by their ``repr``: frozen dataclasses, numbers, text and hashes.
+            suffix: how it ends.
         """
         name = hashlib.sha256(repr(made_from).encode()).hexdigest()
         path = self.folder / f"{kind}_{name}{suffix}"
@@ -68,11 +74,11 @@ class ControlCache:
         return removed
 
     def forget_lost(self) -> int:
-        """How often something that this process had used was found gone, so far: whoever remembers it has to make it again."""
+        """How often, so far, an entry that this process relies on was found deleted. A change means: make it again."""
         lost = {path for path in self.used if not path.exists()}
         self.used -= lost
-        self.losses += bool(lost)
-        return self.losses
+        self._losses += bool(lost)
+        return self._losses
 
 
 def size_of(path: Path) -> int:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
+
+BLOCK = 1 << 20
+"""Bytes that are read at once."""
 
 
 def text_sha256(text: str) -> str:
@@ -15,6 +19,22 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cached_file_sha256(path: Path) -> str:
+    """:func:`file_sha256`, read once as long as the file's size and time stay the same."""
+    return _sha256_of(path, file_stamp(path))
+
+
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns: what tells one state of a file from another without reading it."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=8192)
+def _sha256_of(path: Path, _stamp: tuple[int, int]) -> str:
+    return file_sha256(path)

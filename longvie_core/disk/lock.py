@@ -5,37 +5,38 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-_TAKEN = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+_HELD = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 _LOCKED_BYTE = 1 << 30
-"""Windows keeps others from reading what is locked; this lies behind the text, which others are to read."""
+"""Windows lets nobody read a locked byte, so the one that we lock lies far behind the text that others read."""
 
 
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[bool]:
-    """Hold a lock for the length of a ``with`` block. It is the system's, so that no dead process can hold it.
+    """Hold a lock for the length of a ``with`` block. The system frees it when the process ends, however that ends.
 
     Args:
-        path: lock file, made if missing and left in place. Its text says who holds it, for messages alone.
-        what: what it guards, for messages.
+        path: lock file, made if missing and left in place. Its text names the holder, for messages only.
+        what: what the lock guards, for messages.
 
     Yields:
         Whether the file system knows locks; where it does not, nothing is held.
 
     Raises:
-        ValueError: somebody holds it (another process, or this one), by name.
+        ValueError: a process holds it already; the message names which.
         OSError: the file cannot be opened for writing; a link in its place is never followed.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
@@ -46,7 +47,7 @@ def exclusive(path: Path, what: str) -> Iterator[bool]:
             if error.errno in _UNSUPPORTED:
                 yield False
                 return
-            if error.errno not in _TAKEN:
+            if error.errno not in _HELD:
                 raise
             raise ValueError(
                 f"{what} is being written by {_holder(file)}: wait until it has finished, stop it, or use another name"
@@ -61,7 +62,7 @@ def exclusive(path: Path, what: str) -> Iterator[bool]:
 
 
 def _take(file: BinaryIO) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
@@ -70,7 +71,7 @@ def _take(file: BinaryIO) -> None:
 
 
 def _release(file: BinaryIO) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.seek(_LOCKED_BYTE)
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
     else:  # not left to closing: a forked child would keep it

@@ -1,4 +1,4 @@
-"""Reading ahead: items of iterables are made on a thread of their own while the caller does something else."""
+"""Reading ahead on a thread, while the caller does something else."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Item = TypeVar("Item")
 
 
 class ReadAhead:
-    """One thread that reads finite iterables, one after the other; it starts with the first of them.
+    """One thread that reads finite iterables, one after the other. It starts with the first of them.
 
-    It is the same thread all along: each new one might get memory of its own from the allocator, which is then not given back.
+    One thread for all: the allocator may keep memory for each new one, and never give it back.
     """
 
     def __init__(self) -> None:
@@ -22,13 +22,14 @@ class ReadAhead:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="longvie-read-ahead")
 
     def read(self, items: Callable[[], Iterable[Item]]) -> Future[list[Item]]:
-        """Begin to read what ``items`` gives when it is called on the thread.
+        """Call ``items`` on the thread and read what it gives.
 
-        The future's ``result`` is the list of items; what the reading raised is raised there, in the caller's thread.
+        Returns:
+            The list of items to come. Its ``result`` waits for it, and raises in the caller's thread what reading raised.
         """
         return self._pool.submit(lambda: list(takewhile(lambda _: not self._stopped.is_set(), items())))
 
     def stop(self) -> None:
-        """Give up all reading: the thread ends after the item that it is at. Returns when it has."""
+        """End the thread after the item that it is reading, and wait for that."""
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Room on a disk: checked before the work starts; and errors of a full one, recognised by what they carry."""
+"""Free space: asked for before the work starts, and recognised in errors when it has run out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_space(folder: Path, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        ValueError: naming what is needed, what is free, and the mend.
+        ValueError: what is needed, what is free, and the mend.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -34,7 +34,7 @@ def check_space(folder: Path, needed: int) -> None:
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error says that a disk or a quota is full, or was raised because of one that does.
 
-    PyAV's errors carry the system's number; safetensors has it in the text alone («os error 28»).
+    PyAV's errors have the system's number, safetensors' only the text «os error 28».
     """
     while error is not None:
         number = re.search(r"\(os error (\d+)\)", str(error)) if not isinstance(error, OSError) else None

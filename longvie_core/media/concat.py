@@ -10,8 +10,9 @@ from pathlib import Path
 import av
 
 from ..disk.atomic import write_atomically
-from .probe import open_video, probe, video_stream
+from .probe import probe
 from .sound import audio_packets
+from .streams import open_video, video_stream
 from .write import MP4_OPTIONS
 
 
@@ -29,6 +30,7 @@ def concat(
 
     Args:
         paths: clips with equal headers and without B-frames, as :class:`VideoWriter` writes them.
+        fps: frames per second of the result.
         audio_from: file whose first audio stream is laid under the video from its start, copied where mp4 can hold it,
             as AAC elsewhere, and cut to the video's length.
         metadata: as for :class:`VideoWriter`.
@@ -48,29 +50,27 @@ def concat(
             sources = [_joined_packets(paths, output, 1 / Fraction(fps))]
             if audio_from is not None:
                 sources.append(audio_packets(audio_from, output, seconds))
-            # Interleaved by time, as players that stream expect it. The first packets are drawn before any is written,
-            # so that every stream is known when the header is.
+            # By time, as players that stream expect it. heapq draws a first packet of each before any is written, so that
+            # both streams are there when the header is.
             for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
                 output.mux(packet)
 
     write_atomically(destination, write)
 
 
-# --- joining ----------------------------------------------------------------------------------------------------
-
-
 def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer, step: Fraction) -> Iterator[av.Packet]:
     """The clips' packets with frame k at ``k * step`` seconds."""
-    number, joined, headers = 0, None, None
+    number, joined, first_header = 0, None, None
     for path in paths:
         with open_video(path) as container:
             stream = video_stream(path, container)
             context = stream.codec_context
+            header = (context.name, context.width, context.height, context.pix_fmt, context.extradata)
             if joined is None:
                 joined = output.add_stream_from_template(stream, opaque=True)
                 joined.time_base = step
-                headers = (context.name, context.width, context.height, context.pix_fmt, context.extradata)
-            if (context.name, context.width, context.height, context.pix_fmt, context.extradata) != headers:
+                first_header = header
+            if header != first_header:
                 raise ValueError(
                     f"{path} ({context.name}, {context.width}x{context.height}) was not encoded as {paths[0]} was, so "
                     "they cannot be joined without encoding: give clips of one size and rate, written in one way"

@@ -1,8 +1,8 @@
-"""A driving video as the clips see it: at the plan's rate and size (P1 section 3.1, P2 section 3.1 use 16 fps, 640x352).
+"""A driving video as the clips see it: at the plan's rate and size (16 fps and 640x352 in P1 and P2, both in section 3.1).
 
-Resampling follows the clock, not the frame count: output frame k is the picture that the source shows at time k/fps
-after its first picture. Nothing is blended. A source that is faster loses pictures, a slower one repeats them, and both
-keep their length, so that the sound still fits.
+Resampling follows the clock, not the frame count: output frame k is the picture that the source shows k/fps seconds
+after its first one. Nothing is blended. A faster source loses pictures, a slower one repeats them, and both keep their
+length, so that the sound still fits.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..disk.fingerprints import file_sha256
+from ..disk.fingerprints import cached_file_sha256
 from ..plan import ClipPlan
 from .probe import FrameTimes, frame_times, probe
 from .read import read_frames
 
 FITS = ("stretch", "crop")
 
-LEAST_SLACK = Fraction(12, 10_000)
-"""Seconds: Matroska and FLV round to 1 ms, and a finer clock, with its own rounding, may hold what came from such a file."""
-MOST_SLACK = Fraction(1, 200)
-"""Seconds: half a tick of GIF, the coarsest clock that rounds timestamps. Coarser ticks are whole frames, and exact."""
-FLOAT_ERROR = 1e-7
-"""Seconds: more than float64 loses in a day's timestamps."""
+
+class DrivingVideo(Protocol):
+    """What making controls needs of a driving video; :class:`Footage` is one."""
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        ...
+
+    @property
+    def fps(self) -> Fraction:
+        """Frames per second."""
+        ...
+
+    def read(self, numbers: range) -> Iterator[np.ndarray]:
+        """The frames ``numbers``, uint8 RGB [height, width, 3]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,11 @@ class Footage:
 
     @classmethod
     def open(cls, path: Path, fps: Fraction, width: int, height: int, fit: str = "stretch") -> Footage:
-        """Look at the file and find out how long it is at ``fps``.
+        """Find out how long a video is at ``fps``; the arguments are this class's attributes.
 
         Raises:
-            FileNotFoundError, ValueError: as :func:`~.video.frame_times` for the file; and ValueError for a setting that
-                is out of range.
+            FileNotFoundError, ValueError: as :func:`.probe.frame_times` for the file; and ValueError for a setting out of
+                range.
         """
         if fit not in FITS:
             raise ValueError(f"fit {fit!r} is not one of {', '.join(FITS)}")
@@ -70,7 +81,7 @@ class Footage:
             raise ValueError(f"fps {fps} is not positive: the reference uses 16")
         if width < 1 or height < 1:
             raise ValueError(f"size {width}x{height} is empty: the reference uses 640x352")
-        return cls(path, Fraction(fps), width, height, fit, _Pace.of(path).length(Fraction(fps)))
+        return cls(path, Fraction(fps), width, height, fit, Pace.of(path).length(Fraction(fps)))
 
     def read(self, numbers: range, *, repeat_last: bool = False) -> Iterator[np.ndarray]:
         """Yield the frames ``numbers``, uint8 RGB [height, width, 3], seeking to the first where the file allows it.
@@ -90,10 +101,10 @@ class Footage:
             raise ValueError(f"frame numbers {numbers} must be ascending and not negative")
         if numbers and numbers[-1] >= self.frames and not repeat_last:
             raise ValueError(
-                f"{self.path} has {self.frames} frames at {_rate(self.fps)} fps (0 .. {self.frames - 1}), but frame "
+                f"{self.path} has {self.frames} frames at {rate_text(self.fps)} fps (0 .. {self.frames - 1}), but frame "
                 f"{numbers[-1]} was asked for"
             )
-        if _Pace.of(self.path).length(self.fps) != self.frames:
+        if Pace.of(self.path).length(self.fps) != self.frames:
             raise ValueError(f"{self.path} has changed since it was opened: queue the workflow again")
         sources = self.source_frames(numbers)
         if self.fit == "stretch":
@@ -102,15 +113,13 @@ class Footage:
 
     def source_frames(self, numbers: range) -> array[int]:
         """Which frame of the file is shown at each of ``numbers``; numbers past the end give the last."""
-        pace = _Pace.of(self.path)
-        return array("q", (pace.shown(min(number, self.frames - 1) / self.fps) for number in numbers))
+        pace = Pace.of(self.path)
+        return array("q", (pace.frame_at(min(number, self.frames - 1) / self.fps) for number in numbers))
 
     def digest(self) -> str:
         """sha256 that changes when the file's bytes or a setting change."""
-        status = self.path.stat()
-        content = _file_digest(self.path, status.st_size, status.st_mtime_ns)
-        use = (content, str(self.fps), self.width, self.height, self.fit)
-        return hashlib.sha256(json.dumps(use).encode()).hexdigest()
+        parts = (cached_file_sha256(self.path), str(self.fps), self.width, self.height, self.fit)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def summary(self, plan: ClipPlan) -> str:
         """One sentence for the user: what resampling and ``plan`` make of the video, and what the tail rule costs.
@@ -119,24 +128,25 @@ class Footage:
             ValueError: as :meth:`.ClipPlan.resolved`, if the footage is too short for the plan.
         """
         plan = plan.resolved(self.frames)
-        pace = _Pace.of(self.path)
-        speed = f"{_rate(pace.even)} fps" if pace.even else "a varying rate"
+        pace = Pace.of(self.path)
+        source_rate = f"{rate_text(pace.even_rate)} fps" if pace.even_rate else "a varying rate"
         clips = f"{plan.clips} clip{'s' * (plan.clips != 1)} of {plan.frames}"
-        left = self.frames - plan.output_frames
+        dropped = self.frames - plan.output_frames
         padding = plan.stitched_frames(plan.clips) - plan.output_frames
         outcome, mend = f"{plan.output_frames} frames used", ""
-        if left:
-            outcome += f", {left} dropped"
+        if dropped:
+            outcome += f", {dropped} dropped"
             rule = "choose tail 'pad' to keep them" if plan.source_frames == self.frames else "the plan ends there"
             mend = f" - {rule}"
         if padding:
             outcome += f", {padding} added by repeating the last and cut off again"
         return (
-            f"{len(pace.times.pts)} frames at {speed} become {self.frames} at {_rate(self.fps)} fps: {clips} ({outcome}){mend}"
+            f"{len(pace.times.pts)} frames at {source_rate} become {self.frames} at {rate_text(self.fps)} fps: "
+            f"{clips} ({outcome}){mend}"
         )
 
     def _cropped(self, frames: Iterator[np.ndarray], pixel_aspect: Fraction) -> Iterator[np.ndarray]:
-        source = picture = None
+        source: np.ndarray | None = None
         for frame in frames:
             if frame is not source:
                 source, picture = frame, crop(frame, (self.width, self.height), pixel_aspect)
@@ -153,72 +163,86 @@ def crop(frame: np.ndarray, size: tuple[int, int], pixel_aspect: Fraction = Frac
     height, width = frame.shape[:2]
     if (width, height) == tuple(size) and pixel_aspect == 1:
         return frame
-    wanted = Fraction(*size) / pixel_aspect
-    kept_width, kept_height = min(width, height * wanted), min(height, width / wanted)
+    aspect = Fraction(*size) / pixel_aspect
+    kept_width, kept_height = min(width, height * aspect), min(height, width / aspect)
     left, top = (width - kept_width) / 2, (height - kept_height) / 2
     box = tuple(float(edge) for edge in (left, top, left + kept_width, top + kept_height))
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC, box))
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC, box))
+
+
+def rate_text(fps: Fraction) -> str:
+    """Frames per second for messages: five digits."""
+    return f"{float(fps):.5g}"
+
+
+# --- which source frame is shown when ---------------------------------------------------------------------------------
+
+LEAST_SLACK = Fraction(12, 10_000)
+"""Seconds: Matroska and FLV round to 1 ms, and such times, copied to a file with a finer clock, are rounded again there."""
+
+MOST_SLACK = Fraction(1, 200)
+"""Seconds: half a tick of GIF, the coarsest clock to which times are rounded. In coarser ones a tick is a frame: exact."""
+
+FLOAT_ERROR = 1e-7
+"""Seconds: more than float64 loses in a day's timestamps."""
 
 
 @dataclass(frozen=True)
-class _Pace:
-    """Which source frame is shown when, in seconds after the first picture.
+class Pace:
+    """Which frame of a file is shown at a time, in seconds after its first picture.
 
-    Containers round timestamps to their tick, which must not make a 16 fps video drop and repeat frames at 16 fps. So a
-    timestamp may be off by ``slack``: one tick (half a tick for its own rounding, half for the first one's), at least
-    ``LEAST_SLACK`` and at most ``MOST_SLACK``. Where all timestamps fit an even rate within that, the even rate is taken
-    as exact; elsewhere (variable frame rate) a picture counts as shown from ``slack`` before its timestamp.
+    Containers round timestamps to their tick. That must not make a 16 fps video drop and repeat frames at 16 fps, so a
+    timestamp may be off by ``slack``. Where all of them fit an even rate within that, the even rate is taken as exact;
+    elsewhere (variable frame rate) a picture counts as shown from ``slack`` before its timestamp.
 
     Attributes:
         times: the file's timestamps.
-        even: frames per second of an even source; None where the rate varies.
-        slack: seconds.
+        even_rate: frames per second of an even source; None where the rate varies.
+        slack: seconds: one tick (half for a timestamp's own rounding, half for the first one's), within ``LEAST_SLACK`` ..
+            ``MOST_SLACK``.
     """
 
     times: FrameTimes
-    even: Fraction | None
+    even_rate: Fraction | None
     slack: Fraction
 
     @classmethod
-    def of(cls, path: Path) -> _Pace:
+    def of(cls, path: Path) -> Pace:
+        """The pace of a file.
+
+        Raises:
+            FileNotFoundError, ValueError: as :func:`.probe.frame_times`.
+        """
         times = frame_times(path)
         slack = min(max(times.tick, LEAST_SLACK), MOST_SLACK)
         seconds = (np.asarray(times.pts) - times.pts[0]) * float(times.tick)
-        off = np.abs(seconds - np.arange(len(seconds)) / float(times.rate)).max()
-        last_off = abs(_last(times, slack) * times.tick - 1 / times.rate)
-        return cls(times, times.rate if max(off, last_off) <= float(slack) + FLOAT_ERROR else None, slack)
+        error = np.abs(seconds - np.arange(len(seconds)) / float(times.rate)).max()
+        last_error = abs(_last_duration(times, slack) * times.tick - 1 / times.rate)
+        even = max(error, last_error) <= float(slack) + FLOAT_ERROR
+        return cls(times, times.rate if even else None, slack)
 
     def length(self, fps: Fraction) -> int:
-        """How many k have k/fps before the end of the last picture; at least 1."""
+        """Number of frames at ``fps``: how many k have k/fps before the end of the last picture; at least 1."""
         pts = self.times.pts
-        if self.even:
-            return math.ceil(len(pts) * fps / self.even)
-        end = (pts[-1] + _last(self.times, self.slack) - pts[0]) * self.times.tick
+        if self.even_rate:
+            return math.ceil(len(pts) * fps / self.even_rate)
+        end = (pts[-1] + _last_duration(self.times, self.slack) - pts[0]) * self.times.tick
         return max(1, math.ceil((end - 2 * self.slack) * fps))  # the last timestamp and its duration: two roundings
 
-    def shown(self, time: Fraction) -> int:
-        """Number of the frame shown at ``time``; of frames with one timestamp the last."""
-        if self.even:
-            return math.floor(time * self.even)
+    def frame_at(self, time: Fraction) -> int:
+        """Number of the frame shown at ``time`` seconds; of frames with one timestamp the last."""
+        if self.even_rate:
+            return math.floor(time * self.even_rate)
         pts = self.times.pts
         return bisect_right(pts, pts[0] + math.floor((time + self.slack) / self.times.tick)) - 1
 
 
-def _last(times: FrameTimes, slack: Fraction) -> int:
-    """Ticks for which the last picture is shown; where the file does not say, as long as most pictures.
+def _last_duration(times: FrameTimes, slack: Fraction) -> int:
+    """Ticks for which the last picture is shown: as the file says, or as long as most pictures.
 
-    A duration that rounding could have made from nothing says nothing.
+    A stated duration within ``slack`` is not believed: rounding alone may have made it.
     """
-    if times.last * times.tick > slack:
-        return times.last
+    if times.last_duration * times.tick > slack:
+        return times.last_duration
     gaps = np.diff(times.pts)
     return round(np.median(gaps)) if gaps.size else round(1 / (times.rate * times.tick))
-
-
-@lru_cache(maxsize=64)
-def _file_digest(path: Path, _size: int, _mtime_ns: int) -> str:
-    return file_sha256(path)
-
-
-def _rate(fps: Fraction) -> str:
-    return f"{float(fps):.5g}"

@@ -1,6 +1,6 @@
 """What a video file holds: size, exact frame count, times, rotation, and whether all of it is there.
 
-Frames are counted in presentation order, from 0. Nothing here holds more than a few frames.
+Frames are counted in presentation order, from 0. At most a few of them are in memory.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,18 +16,15 @@ from pathlib import Path
 import av
 import numpy as np
 
-READ_OPTIONS = {
-    # A «video» may be a playlist that names other files or addresses: read only the file given, as a real format.
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,yuv4mpegpipe,"
-    "h264,hevc,aac,ac3,aiff,flac,mp3,wav",
-}
+from ..disk.fingerprints import file_stamp
+from .streams import displayed_frames, first_displayed_frame, open_video, video_stream
+
 ONE_PACKET_ONE_FRAME_FORMATS = frozenset({"mov", "matroska"})
 ONE_PACKET_ONE_FRAME_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "ffv1", "prores", "mjpeg"})
 """Where a packet is exactly one displayed picture: counting packets counts frames, and timestamps are dependable."""
 
 NO_TIMESTAMP = -(2**63)
-"""FFmpeg's mark for it; None does not fit into an array."""
+"""FFmpeg's number for a missing timestamp; None does not fit into an array."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +56,32 @@ class FrameTimes:
     Attributes:
         pts: timestamp of each displayed frame in ticks, ascending; frames may share one.
         tick: seconds a tick. Containers round timestamps to it (Matroska, FLV: 1/1000 s, GIF: 1/100 s).
-        last: ticks for which the last frame is shown; 0 where the file does not say.
+        last_duration: ticks for which the last frame is shown; 0 where the file does not say.
         rate: frames per second that the file claims or that its timestamps suggest; wrong where the rate varies.
     """
 
     pts: array[int]
     tick: Fraction
-    last: int
+    last_duration: int
     rate: Fraction
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """``VideoInfo``, the times of the frames and, where seeking is dependable, the keyframes' timestamps, ascending."""
+    """All that :mod:`.read` needs to know of a file.
+
+    Attributes:
+        info: what :func:`probe` gives.
+        times: when the frames are shown.
+        keyframes: timestamps of the keyframes, ascending; empty where seeking is not dependable.
+    """
 
     info: VideoInfo
     times: FrameTimes
     keyframes: array[int]
 
     def keyframe_before(self, frame: int) -> int:
+        """Timestamp of the last keyframe at or before a frame."""
         return self.keyframes[bisect_right(self.keyframes, self.times.pts[frame]) - 1]
 
     def number(self, frame: av.VideoFrame | None) -> int | None:
@@ -95,7 +97,7 @@ def probe(path: Path) -> VideoInfo:
     """Size, exact frame count, rate, audio and rotation of a video file.
 
     Frames are counted by reading the packets where a packet is a frame, and by decoding the whole file elsewhere
-    (edit lists, MPEG-TS, AVI, GIF ...). The answer is remembered as long as the file's size and time stay the same.
+    (edit lists, MPEG-TS, AVI, GIF ...). The answer is cached as long as the file's size and time stay the same.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -120,50 +122,19 @@ def frame_times(path: Path) -> FrameTimes:
     return times
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_video(path: Path, **options: str) -> Iterator[av.container.InputContainer]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    try:
-        container = av.open(str(path), options=READ_OPTIONS | options, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise ValueError(
-            f"{path} cannot be opened as a video ({error.strerror}): it is another kind of file, or incomplete"
-        ) from error
-    with container:
-        yield container
-
-
-def moving_pictures(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The video streams; cover art does not count."""
-    cover = av.stream.Disposition.attached_pic
-    return [stream for stream in container.streams.video if not stream.disposition & cover]
-
-
-def video_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    """The first stream of moving pictures."""
-    streams = moving_pictures(container)
-    if not streams:
-        kind = "only audio" if container.streams.audio else "no video"
-        raise ValueError(f"{path} holds {kind}: give a file with a video stream")
-    if streams[0].codec_context is None:
-        raise ValueError(f"{path}: there is no decoder for its video: convert it to H.264 first")
-    streams[0].thread_type = "SLICE"  # frame threads lose good frames next to damaged ones, and at times hide the error
-    return streams[0]
-
-
 def video_index(path: Path) -> VideoIndex:
+    """Size, times and keyframes of a video file; cached as :func:`probe` is.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`probe`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    status = path.stat()
-    return _index_of(path, status.st_size, status.st_mtime_ns)
+    return _index_of(path, file_stamp(path))
 
 
 @lru_cache(maxsize=64)
-def _index_of(path: Path, _size: int, _mtime_ns: int) -> VideoIndex:
+def _index_of(path: Path, _stamp: tuple[int, int]) -> VideoIndex:
     with open_video(path) as container:
         stream = video_stream(path, container)
         rate = Fraction(stream.guessed_rate or stream.average_rate or 1)
@@ -198,7 +169,7 @@ class _Survey:
         last: duration of the packet that is shown last, in ticks; 0 where the container does not say.
         one_to_one: each packet is one displayed frame, and the first is a keyframe.
         damaged: a packet is broken off.
-        says: frames that the container claims; 0 where it does not say.
+        claim: frames that the container says it has; 0 where it does not say.
         missing: seconds between the end of the last packet and the end that the container claims.
     """
 
@@ -207,7 +178,7 @@ class _Survey:
     last: int
     one_to_one: bool
     damaged: bool
-    says: int
+    claim: int
     missing: Fraction
 
 
@@ -226,8 +197,8 @@ def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _
         elif packet.pts is None or packet.is_discard:
             one_to_one = False
         else:
-            shown = packet.duration or 0
-            final, end = max(final, (packet.pts, shown)), max(end, packet.pts + shown)
+            duration = packet.duration or 0
+            final, end = max(final, (packet.pts, duration)), max(end, packet.pts + duration)
             pts.append(packet.pts)
             if packet.is_keyframe:
                 keyframes.append(packet.pts)
@@ -237,25 +208,25 @@ def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _
 
 
 def _declared_end(stream: av.VideoStream) -> Fraction:
-    """Seconds at which Matroska says that the stream ends: it has no frame count. 0 where nothing is said."""
-    written = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    if written is None:
+    """Seconds at which the stream ends, as Matroska says instead of a frame count; 0 elsewhere."""
+    duration = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if duration is None:
         return Fraction(0)
-    hours, minutes, seconds = (Fraction(part) for part in written.groups())
+    hours, minutes, seconds = (Fraction(part) for part in duration.groups())
     return hours * 3600 + minutes * 60 + seconds
 
 
 def _check_complete(path: Path, packets: _Survey, frames: int, damaged: bool, fps: Fraction) -> None:
     """Raise ValueError if the file holds less than it says it does."""
-    says = packets.says
+    claim = packets.claim
     # Frames that an edit list hides are no damage: then all packets are there.
-    cut = 0 < frames < says and (packets.damaged or _count_packets(path, ignore_editlist="1") < says)
+    cut = 0 < frames < claim and (packets.damaged or _count_packets(path, ignore_editlist="1") < claim)
     if packets.missing > 1:  # one second of grace: the claim need not be exact to the frame
-        says, cut = len(packets.pts) + round(packets.missing * fps), True
+        claim, cut = len(packets.pts) + round(packets.missing * fps), True
     if cut or (damaged and frames):
-        claim = f"says it has {says} frames, but only" if says else "is damaged: only the first"
+        claim_text = f"says it has {claim} frames, but only" if claim else "is damaged: only the first"
         raise ValueError(
-            f"{path} {claim} {len(_times_by_decoding(path)[0])} can be read: copy the file again, or convert it to H.264"
+            f"{path} {claim_text} {len(_times_by_decoding(path)[0])} can be read: copy the file again, or convert it to H.264"
         )
 
 
@@ -266,8 +237,7 @@ def _count_packets(path: Path, **options: str) -> int:
 
 
 def _times_by_decoding(path: Path) -> tuple[array[int], int, bool]:
-    """Timestamps of the displayed frames up to the end or the first damage, the last one's duration, and whether there
-    was damage."""
+    """What can be decoded, up to the end or the first damage: timestamps, the last frame's duration, whether it is damaged."""
     pts, last = array("q"), 0
     with open_video(path) as container:
         for frame in displayed_frames(container, video_stream(path, container)):
@@ -276,33 +246,3 @@ def _times_by_decoding(path: Path) -> tuple[array[int], int, bool]:
             pts.append(NO_TIMESTAMP if frame.pts is None else frame.pts)
             last = frame.duration or 0
     return pts, last, False
-
-
-def first_displayed_frame(path: Path) -> av.VideoFrame:
-    with open_video(path) as container:
-        first = next(displayed_frames(container, video_stream(path, container)), None)
-    if first is None:
-        raise ValueError(f"{path} has a video stream without a single readable frame: give another file")
-    return first
-
-
-def displayed_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame | None]:
-    """Decoded frames in presentation order; after the first damaged packet None, and nothing more.
-
-    What cannot be decoded before the first frame is skipped: a recording may start between two keyframes.
-    """
-    shown = False
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            if shown:
-                break
-            continue
-        shown = shown or bool(frames)
-        yield from frames
-    else:
-        return
-    with suppress(av.FFmpegError):
-        yield from stream.decode(None)  # what the decoder still holds
-    yield None

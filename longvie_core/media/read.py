@@ -10,7 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from .probe import VideoIndex, VideoInfo, displayed_frames, open_video, video_index, video_stream
+from .probe import VideoIndex, VideoInfo, video_index
+from .streams import displayed_frames, open_video, video_stream
 
 
 def read_frames(
@@ -30,11 +31,11 @@ def read_frames(
             have (at the call) or a frame that cannot be decoded (when it is reached).
     """
     index = video_index(path)
-    have = index.info.frames
+    count = index.info.frames
     if any(later < number for number, later in itertools.pairwise(frames)) or (len(frames) and frames[0] < 0):
         raise ValueError(f"frame numbers {frames} must be ascending and not negative")
-    if len(frames) and frames[-1] >= have and not repeat_last:
-        raise ValueError(f"{path} has {have} frames (0 .. {have - 1}), but frame {frames[-1]} was asked for")
+    if len(frames) and frames[-1] >= count and not repeat_last:
+        raise ValueError(f"{path} has {count} frames (0 .. {count - 1}), but frame {frames[-1]} was asked for")
     return _read(path, index, frames, size)
 
 
@@ -46,11 +47,14 @@ def stretch(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if (frame.shape[1], frame.shape[0]) == tuple(size):
         return frame
-    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))  # asarray would be read-only
 
 
 def numbered_frames(path: Path, index: VideoIndex, start: int) -> Iterator[tuple[int | None, av.VideoFrame | None]]:
-    """Decoded frames with their numbers, from a keyframe at or before frame ``start`` on."""
+    """Decoded frames and their numbers, from a keyframe at or before frame ``start`` on.
+
+    A number is None where no displayed frame has that timestamp; a damaged packet gives a frame None and ends them.
+    """
     with open_video(path) as container:
         stream = video_stream(path, container)
         if not index.keyframes:
@@ -71,23 +75,23 @@ def numbered_frames(path: Path, index: VideoIndex, start: int) -> Iterator[tuple
 def _read(path: Path, index: VideoIndex, frames: Sequence[int], size: tuple[int, int] | None) -> Iterator[np.ndarray]:
     last = index.info.frames - 1
     numbers = iter(frames)
-    wanted = next(numbers, None)
-    if wanted is None:
+    target = next(numbers, None)
+    if target is None:
         return
-    for number, frame in numbered_frames(path, index, min(wanted, last)):
-        if number is None or frame is None or number > min(wanted, last):
+    for number, frame in numbered_frames(path, index, min(target, last)):
+        if number is None or frame is None or number > min(target, last):
             break
-        if number == min(wanted, last):
+        if number == min(target, last):
             if frame.is_corrupt:
                 break
             picture = _to_rgb(path, index.info, number, frame)
             picture = picture if size is None else stretch(picture, size)
-            while wanted is not None and number == min(wanted, last):
+            while target is not None and number == min(target, last):
                 yield picture
-                wanted = next(numbers, None)
-            if wanted is None:
+                target = next(numbers, None)
+            if target is None:
                 return
-    raise ValueError(f"{path}: frame {min(wanted, last)} is damaged: copy the file again, or export it anew")
+    raise ValueError(f"{path}: frame {min(target, last)} is damaged: copy the file again, or export it anew")
 
 
 def _to_rgb(path: Path, info: VideoInfo, number: int, frame: av.VideoFrame) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sound of video files: found, cut, written as WAV, and laid under a joined video."""
+"""Sound of video files: whether there is any, a part of it as WAV, and packets to lay under a joined video."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ import av
 import numpy as np
 
 from ..disk.atomic import write_atomically
-from .probe import first_displayed_frame, frame_times, moving_pictures, open_video
+from .probe import frame_times
+from .streams import first_displayed_frame, moving_pictures, open_video
 
 MP4_AUDIO_CODECS = frozenset({"aac", "mp3", "opus", "flac", "alac", "ac3", "eac3"})
 """Audio that players accept inside mp4; anything else is transcoded to AAC."""
 
 AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000})
+"""Samples per second that AAC can have; anything else is resampled."""
+
 SAMPLE_BYTES = 2
-"""16-bit samples in the WAV files that are written here; what is made of them is AAC."""
+"""Bytes a sample of the WAV files written here: enough, since AAC is made of them in the end."""
 
 PREROLL = Fraction(1)
-"""Seconds of sound that are decoded before the wanted part: codecs carry something over from packet to packet."""
+"""Seconds of sound that are decoded before the part to be cut out: a packet depends on those before it."""
 
 
 def has_sound(path: Path) -> bool:
@@ -55,7 +58,7 @@ def cut_sound(path: Path, frames: range, destination: Path) -> None:
     begin = times.pts[frames.start] * times.tick
     end = times.pts[frames.stop] * times.tick if frames.stop < len(times.pts) else None
     with open_video(path) as container:
-        stream = required_sound(path, container)
+        stream = _required_sound(path, container)
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         container.seek(math.floor(max(begin - PREROLL, Fraction(0)) / stream.time_base), stream=stream)
         window = (round(begin * rate), None if end is None else round(end * rate))
@@ -74,12 +77,30 @@ def write_wave(destination: Path, rate: int, channels: int, blocks: Iterable[np.
     write_atomically(destination, write)
 
 
+def audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
+    """Packets of a file's first audio stream for an mp4, from the file's first picture on, cut off after ``seconds``.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, none with sound, or damaged sound.
+    """
+    with open_video(path) as container, _damage_by_name(path):
+        stream = _required_sound(path, container)
+        origin = _first_moment(path, container, stream)
+        packets = _copied if stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS else _as_aac
+        for packet in packets(container, stream, output, origin):
+            start = packet.pts * packet.time_base
+            if start >= seconds:
+                return
+            packet.duration = min(packet.duration, math.ceil((seconds - start) / packet.time_base))
+            yield packet
+
+
 def _sound_stream(container: av.container.InputContainer) -> av.AudioStream | None:
     """The first audio stream that there is a decoder for."""
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
-def required_sound(path: Path, container: av.container.InputContainer) -> av.AudioStream:
+def _required_sound(path: Path, container: av.container.InputContainer) -> av.AudioStream:
     stream = _sound_stream(container)
     if stream is None:
         raise ValueError(f"{path} has no audio that can be read: give another file, or none")
@@ -88,6 +109,7 @@ def required_sound(path: Path, container: av.container.InputContainer) -> av.Aud
 
 @contextmanager
 def _damage_by_name(path: Path) -> Iterator[None]:
+    """Decoding errors become ones that name the file."""
     try:
         yield
     except av.FFmpegError as error:
@@ -102,14 +124,14 @@ def _samples_within(
     """int16 samples [n, channels] from the first to before the last of ``window``, in samples of the file's clock."""
     position, stop = window
     resampler = av.AudioResampler(format="s16", layout=stream.codec_context.layout, rate=stream.codec_context.sample_rate)
-    heard = None
+    decoded = None
     with _damage_by_name(path):
         for frame in container.decode(stream):
             for part in resampler.resample(frame):
                 block = part.to_ndarray().reshape(part.samples, -1)
-                if heard is None:
-                    heard = 0 if frame.pts is None else round(frame.pts * frame.time_base * part.rate)
-                start, heard = heard, heard + len(block)
+                if decoded is None:
+                    decoded = 0 if frame.pts is None else round(frame.pts * frame.time_base * part.rate)
+                start, decoded = decoded, decoded + len(block)
                 if stop is not None and start >= stop:
                     return
                 block = block[max(position - start, 0) : None if stop is None else stop - start]
@@ -120,20 +142,6 @@ def _samples_within(
                     position = start
                 position += len(block)
                 yield block
-
-
-def audio_packets(path: Path, output: av.container.OutputContainer, seconds: Fraction) -> Iterator[av.Packet]:
-    """The first audio stream's packets for mp4, cut off after ``seconds``."""
-    with open_video(path) as container, _damage_by_name(path):
-        stream = required_sound(path, container)
-        origin = _first_moment(path, container, stream)
-        copied = stream.codec_context.codec.canonical_name in MP4_AUDIO_CODECS
-        for packet in (_copied if copied else _as_aac)(container, stream, output, origin):
-            start = packet.pts * packet.time_base
-            if start >= seconds:
-                return
-            packet.duration = min(packet.duration, math.ceil((seconds - start) / packet.time_base))
-            yield packet
 
 
 def _first_moment(path: Path, container: av.container.InputContainer, sound: av.AudioStream) -> Fraction:

@@ -29,7 +29,8 @@ MP4_OPTIONS = {"movflags": "+faststart+use_metadata_tags", "fflags": "+bitexact"
 MATROSKA_OPTIONS = {"fflags": "+bitexact"}
 
 AVCOL_SPC_SMPTE170M = 6
-"""BT.601: what ffmpeg takes where a file does not say, so that readers that ignore the tag are right as well."""
+"""FFmpeg's number for BT.601, its default where a file has no tag: readers that ignore the tag are right as well."""
+
 SUFFIXES = {"h264": ".mp4", "lossless": ".mkv"}
 
 

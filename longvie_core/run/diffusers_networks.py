@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from ..disk.cache import ControlCache, cache_limit
 from ..disk.fingerprints import text_sha256
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
-from ..model.noise import FIRST_FRAME_SIGMA
+from ..model.noise import FIRST_FRAME_SIGMA, UnifiedNoise
 from ..model.schedule import SHIFT, STEPS, flow_sigmas
 from .control_latents import LatentStore
 from .job import Job
@@ -93,7 +93,7 @@ class EncodedTexts:
 
     def encode(self, texts: Sequence[str]) -> None:
         """Encode and keep; the encoder is gone from memory afterwards."""
-        if not texts:
+        if not texts or self.encoder is None:
             return
         from ..backends.diffusers import TextEncoder
 
@@ -154,7 +154,7 @@ class DiffusersNetworks(Networks):
             "strengths": f"{sampling.strengths}",
             "strengths of this clip": f"{own}",
             "history": f"{history.frames} frames, first frame sigma {history.first_frame_sigma}",
-            "noise": f"seed {noise.seed}, {noise.mode}, alpha {noise.alpha}",
+            **({"noise": f"seed {noise.seed}, {noise.mode}, alpha {noise.alpha}"} if isinstance(noise, UnifiedNoise) else {}),
             **{name.replace("_", " "): files_fingerprint(path) for name, path in vars(self.files).items()},
         }
 
@@ -190,12 +190,13 @@ class DiffusersNetworks(Networks):
 
     def announce(self, pending: range, carry: Carry) -> None:
         """Tell the other processes where sampling begins."""
-        _broadcast((pending, carry))
+        if processes() > 1:
+            _broadcast((pending, carry))
 
 
 def sample_along(folder: Path, job: Job, networks: DiffusersNetworks) -> None:
     """Sample the clips of a run together with the first process, which alone renders it (:func:`render`) and writes."""
-    pending, carry = _broadcast(None)
+    pending, carry = _broadcast()
     if not pending:
         return
     backend = networks.open(job, pending)
@@ -213,10 +214,8 @@ def is_first_process() -> bool:
     return processes() == 1 or dist.get_rank() == 0
 
 
-def _broadcast(value: tuple[range, Carry] | None) -> tuple[range, Carry]:
-    """The first process's value, in all of them."""
-    if processes() == 1:
-        return value
-    box = [value]
+def _broadcast(value: tuple[range, Carry] | None = None) -> tuple[range, Carry]:
+    """The first process's value, in all of them; the others give none."""
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, 0)
     return box[0]

@@ -21,7 +21,9 @@ from .prompts import PromptSchedule
 class NoiseSource(Protocol):
     """Initial noise of every clip, such as :class:`longvie_core.model.noise.UnifiedNoise`."""
 
-    seed: int
+    @property
+    def seed(self) -> int:
+        """What stochastic samplers are seeded with."""
 
     @property
     def description(self) -> str:

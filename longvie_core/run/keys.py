@@ -106,7 +106,7 @@ def clip_parts(job: Job, clip: int, networks: NetworkParts) -> dict[str, str]:
         **{f"sampler/{name}": value for name, value in networks.networks.items()},
     }
     if clip == 0:
-        return {**parts, "first frame": hashlib.sha256(script.first_frame).hexdigest()}
+        return {**parts, "first frame": hashlib.sha256(script.first_frame.data).hexdigest()}
     return {**parts, **_parts_of_later_clips(job.loop)}
 
 
@@ -154,5 +154,5 @@ def parts_of_0_1(job: Job, clip: int) -> dict[str, str]:
         "sparse control": script.sparse.digest(plan, clip) if script.sparse else "none",
     }
     if clip == 0:
-        parts["first frame"] = hashlib.sha256(script.first_frame).hexdigest()
+        parts["first frame"] = hashlib.sha256(script.first_frame.data).hexdigest()
     return parts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -79,7 +79,7 @@ def generate(
     settings: LoopSettings | None = None,
     read_text: Callable[[str], Any] = str,
     store: LatentStore | None = None,
-) -> Iterator[ClipResult]:
+) -> Generator[ClipResult, None, None]:
     """Generate clips one after another.
 
     Args:
@@ -106,7 +106,8 @@ def generate(
     with ControlLatents(plan, script.dense, script.sparse, backend, store) as controls:
         controls.pin(clips)
         for clip, following in itertools.zip_longest(clips, clips[1:]):
-            inputs = clip_inputs(script, clip, carry, *controls.of(clip), settings, backend, read_text)
+            dense, sparse = controls.of(clip)
+            inputs = clip_inputs(script, clip, carry, dense, sparse, settings, backend, read_text)
             if following is not None:
                 controls.read_ahead(following)
             # Before the truncation to 8 bit, so that history and start frame of the next clip are anchored as well.

@@ -78,9 +78,10 @@ def _content_sha256(data: Mapping[str, object]) -> str:
 
 def _rate(value: object) -> str:
     # Checked before it is read: Fraction would work out "1e999999999" to the last digit.
-    if not re.fullmatch(r"[0-9]{1,9}(/[0-9]{1,9})?", _text(value)) or Fraction(value) <= 0:
+    text = _text(value)
+    if not re.fullmatch(r"[0-9]{1,9}(/[0-9]{1,9})?", text) or Fraction(text) <= 0:
         raise ValueError(f"fps {value!r} is no positive number or fraction")
-    return value
+    return text
 
 
 def _text(value: object) -> str:

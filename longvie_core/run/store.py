@@ -134,7 +134,7 @@ class Run:
         return resume
 
     def _compare(self, keys: Sequence[ClipKey], fixed: int) -> Resume:
-        reasons = []
+        reasons: list[str] = []
         previous = ""
         for clip, key in enumerate(keys):
             if clip >= len(self.manifest.clips):
@@ -304,7 +304,7 @@ class Run:
 
     def _read(self) -> tuple[Manifest, list[tuple[Path, str]]]:
         """The manifest, or where it is damaged or gone its copy; and what is damaged, with the reason."""
-        damaged = []
+        damaged: list[tuple[Path, str]] = []
         for path in (self.folder / MANIFEST, self.folder / MANIFEST_COPY):
             try:
                 return Manifest.from_json(path.read_text(encoding="utf-8"), path.name), damaged
@@ -389,5 +389,5 @@ def _file_damage(path: Path, sha256: str) -> str:
 
 def _inside(path: str | bytes, folder: Path) -> bool:
     """Whether a path is the folder, lies in it, or is on the way to it."""
-    path = Path(os.fsdecode(path))
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
+    place = Path(os.fsdecode(path))
+    return place.is_relative_to(folder) or folder.is_relative_to(place)

@@ -1,1 +1,1 @@
-"""A procedural world whose depth and tracks are exactly known."""
+"""A procedural world with exact depth and exact tracks: demo input, ground truth for measurements, training data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice, repeat, tee
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import numpy as np
 from ..control.clips_folder import ClipsFolder, write_clips_folder
 from ..control.normalize import normalized_frames
 from ..control.raw_depth import RawDepthWriter
-from ..control.tracks.draw import depth_to_z, reference_grid, render_tracks
+from ..control.tracks.draw import reference_grid, render_tracks
+from ..control.tracks.point_depth import depth_to_z, z_at
 from ..plan import ClipPlan
-from .render import render, render_frames, track
+from .render import render, render_frames
 from .scene import Scene
+from .track import track
 
 NOWHERE = -1e6
-"""Where a point that is behind the camera is put: drawn, but never in the picture."""
+"""Pixels: where a point behind the camera is put, so that it is never in the picture."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def write_scene_clips(
         time_scale: seconds of the scene that pass in one second of video.
 
     Returns:
-        The folder as :func:`longvie_core.control.clips_folder.load_clips_folder` reads it.
+        The folder as :func:`~longvie_core.control.clips_folder.load_clips_folder` reads it.
     """
     grid = grid or TrackGrid()
     rate = plan.fps / time_scale
@@ -51,19 +54,20 @@ def write_scene_clips(
         with RawDepthWriter(Path(temporary) / "disparity.npy", "disparity", plan.fps) as writer:
             for frame in render_frames(scene, plan.output_frames, rate, plan.width, plan.height, supersample=1):
                 writer.write(frame.disparity)
-        dense, windows = tee(clip_windows(plan, normalized_frames(writer.signal(), plan.output_frames)))
+        dense, windows = tee(clip_windows(plan, normalized_frames(writer.raw_depth(), plan.output_frames)))
         sparse = (scene_tracks(scene, plan, clip, window, grid, rate) for clip, window in enumerate(windows))
         first = render(scene, 0.0, plan.width, plan.height).rgb
         return write_clips_folder(folder, [""] * plan.clips, dense, sparse, first, fps=plan.fps)
 
 
 def scene_tracks(
-    scene: Scene, plan: ClipPlan, clip: int, dense: np.ndarray, grid: TrackGrid, rate: float
+    scene: Scene, plan: ClipPlan, clip: int, dense: np.ndarray, grid: TrackGrid, rate: float | Fraction
 ) -> Iterator[np.ndarray]:
-    """Drawn tracks of one clip, uint8 [H, W, 3] a frame, by the reference's rule.
+    """Drawn tracks of one clip, uint8 RGB [H, W, 3] a frame, by the reference's rule.
 
     Args:
-        scene, plan, clip: what and when.
+        scene: what is filmed.
+        plan, clip: size, and which frames.
         dense: the clip's dense control, uint8 [T, H, W, 3], near = black: the tracks' z comes from it, as the reference has it.
         grid: points at the clip's first frame.
         rate: frames per second of scene time.
@@ -71,12 +75,9 @@ def scene_tracks(
     size = (plan.width, plan.height)
     times = [float(min(frame, plan.output_frames - 1) / rate) for frame in plan.control_frames(clip)]
     tracks = track(scene, reference_grid(*size, grid.columns, grid.rows).astype(np.float64), times, *size)
-    z = depth_to_z(dense, size)
-    seen = np.isfinite(tracks.xy).all(axis=-1)
-    xy = np.where(seen[..., None], tracks.xy, NOWHERE)
-    columns, rows = (np.clip(np.rint(xy[..., axis]), 0, size[axis] - 1).astype(int) for axis in (0, 1))
-    at_points = z[np.arange(len(z))[:, None], rows, columns]
-    points = np.concatenate([xy, at_points[..., None]], axis=-1)
+    ahead = np.isfinite(tracks.xy).all(axis=-1)
+    xy = np.where(ahead[..., None], tracks.xy, NOWHERE)
+    points = np.concatenate([xy, z_at(xy, depth_to_z(dense, size))[..., None]], axis=-1)
     return render_tracks(points, tracks.visible, *size)
 
 

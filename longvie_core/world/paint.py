@@ -6,10 +6,9 @@ import functools
 
 import numpy as np
 
-from .scene import Instant, Scene, Sky, Solid, Texture
-
-SKY, GROUND = -1, 0
-"""Surface numbers; solid ``k`` of a scene is surface ``k + 1``."""
+from .camera import Instant
+from .cast import GROUND, SKY, Components, span
+from .scene import Scene, Sky, Texture
 
 FARTHEST_DETAIL = 400.0
 """Ground farther than this is painted as if it lay here: haze hides it, and float32 coordinates stay exact enough."""
@@ -18,35 +17,7 @@ HAZE_DISTANCE = 70.0
 """Distance at which the horizon's colour has replaced all but 1/e of a surface's own."""
 
 OCTAVE_GAIN = 0.8
-"""Close to 1 gives fine detail nearly the contrast of broad detail, so that a tracker finds corners at any distance."""
-
-Components = list[np.ndarray]
-
-
-def span(solid: Solid, origin: Components, direction: Components) -> tuple[np.ndarray, np.ndarray]:
-    """Where lines ``origin + s * direction`` in the solid's own frame enter and leave it.
-
-    Args:
-        origin, direction: three arrays each, which broadcast together.
-
-    Returns:
-        The two values of s; entry > exit where the line misses.
-    """
-    if solid.shape == "sphere":
-        square = sum(value * value for value in direction)
-        half = sum(a * b for a, b in zip(origin, direction, strict=True))
-        rest = sum(value * value for value in origin) - solid.half[0] ** 2
-        inside = half * half - square * rest
-        root = np.sqrt(np.maximum(inside, 0))
-        return np.where(inside < 0, np.inf, (-half - root) / square), np.where(inside < 0, -np.inf, (root - half) / square)
-    near, far = [], []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for edge, start, step in zip(solid.half, origin, direction, strict=True):
-            inverse = np.reciprocal(step)
-            low, high = (-edge - start) * inverse, (edge - start) * inverse
-            near.append(np.minimum(low, high))
-            far.append(np.maximum(low, high))
-    return functools.reduce(np.maximum, near), functools.reduce(np.minimum, far)
+"""Contrast of an octave over that of the next broader one: near 1, so that a tracker finds corners at any distance."""
 
 
 @functools.cache
@@ -66,13 +37,13 @@ def _lattice(dimensions: int) -> tuple[np.ndarray, int]:
 def noise(points: Components) -> np.ndarray:
     """Smooth value noise in -1 .. 1 with a lattice spacing of one, in two or three dimensions."""
     table, period = _lattice(len(points))
-    index, weights = None, []
+    cells, weights = [], []
     for point in points:
         floor = np.floor(point)
         fraction = point - floor
         weights.append(fraction * fraction * (3 - 2 * fraction))
-        cell = floor.astype(np.int32) & (period - 1)
-        index = cell if index is None else index * period + cell
+        cells.append(floor.astype(np.int32) & (period - 1))
+    index = functools.reduce(lambda index, cell: index * period + cell, cells)
     corners = list(table.take(index, axis=0).T)
     for weight in reversed(weights):
         half = len(corners) // 2
@@ -110,12 +81,12 @@ def _square_wave(phase: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (integral(phase + width / 2) - integral(phase - width / 2)) / width
 
 
-def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _mix(first: np.ndarray, second: np.ndarray, share: np.ndarray | float) -> np.ndarray:
     """Colours ``[3, N]`` or ``[3, 1]`` blended by ``share`` ``[N]``."""
     return first + (second - first) * share
 
 
-def _rgb(colour: tuple[float, float, float]) -> np.ndarray:
+def _rgb(colour: tuple[float, ...]) -> np.ndarray:
     return np.array(colour, np.float32)[:, None]
 
 
@@ -162,13 +133,13 @@ def _shadow(instant: Instant, points: Components, skip: int) -> np.ndarray:
         near = np.flatnonzero((aside < solid.bound**2) & (along > -solid.bound))
         if near.size:
             rotation = instant.rotations[number]
-            local = [-sum(offset[k][near] * float(rotation[k, axis]) for k in range(3)) for axis in range(3)]
+            local = [-np.asarray(sum(offset[k][near] * float(rotation[k, axis]) for k in range(3))) for axis in range(3)]
             entry, leave = span(solid, local, list((sun @ rotation).astype(np.float32)))
             lit[near] *= 1 - np.clip((leave - np.maximum(entry, 0)) / (0.5 * min(solid.half)), 0, 1)
     return lit
 
 
-def _lit(scene: Scene, colour: np.ndarray, cosine: np.ndarray, shadow: np.ndarray) -> np.ndarray:
+def _lit(scene: Scene, colour: np.ndarray, cosine: np.ndarray | np.float32, shadow: np.ndarray) -> np.ndarray:
     """Lambert's law for the sun plus ambient light."""
     return colour * (_rgb(scene.ambient) + _rgb(scene.sunlight) * (np.maximum(cosine, 0) * shadow))
 
@@ -192,10 +163,10 @@ def _solid(instant: Instant, number: int, directions: Components, depth: np.ndar
     start = [float(value) for value in instant.camera.position]
     points = [start[k] + depth * directions[k] for k in range(3)]
     offset = [points[k] - float(instant.centres[number][k]) for k in range(3)]
-    local = [sum(offset[k] * float(rotation[k, axis]) for k in range(3)) for axis in range(3)]
+    local = [np.asarray(sum(offset[k] * float(rotation[k, axis]) for k in range(3))) for axis in range(3)]
     sun = [float(value) for value in np.array(instant.scene.sun) @ rotation]
     if solid.shape == "sphere":
-        cosine = sum(value * part for value, part in zip(local, sun, strict=True)) * (1 / solid.half[0])
+        cosine = np.asarray(sum(value * part for value, part in zip(local, sun, strict=True))) * (1 / solid.half[0])
     else:
         reach = np.abs(np.stack(local)) * _rgb(tuple(1 / edge for edge in solid.half))
         face = reach.argmax(axis=0)
@@ -205,7 +176,7 @@ def _solid(instant: Instant, number: int, directions: Components, depth: np.ndar
 
 
 def paint(instant: Instant, x: np.ndarray, y: np.ndarray, depth: np.ndarray, surface: np.ndarray) -> np.ndarray:
-    """Colours ``[3, H, W]`` (0 .. 1, may exceed 1) of the rays through normalised coordinates ``x [1, W]``, ``y [H, 1]``.
+    """Colours ``[3, H, W]`` (0 .. 1, may exceed 1) of the rays through normalized coordinates ``x [1, W]``, ``y [H, 1]``.
 
     Args:
         depth, surface: ``[H, W]``, what the rays hit, from the caster; all in float32 but ``surface``.

@@ -1,4 +1,4 @@
-"""What a procedural world is made of, and where everything is at a given time: no pictures.
+"""What a procedural world is made of: solids, ground, sky and light, at random.
 
 World coordinates are right-handed with z up and the ground at z = 0; one unit is about a metre. Everything circles the world's
 z axis: solids in an inner arena, the camera outside it, one solid that crosses in front of the camera, and large ones
@@ -14,66 +14,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .motion import Path, Triple, Wave
+
 ARENA_RADIUS = 4.9
 """No inner solid reaches farther from the world's axis."""
 
 CAMERA_RADIUS = (8.0, 14.0)
 """Least and greatest horizontal distance of the camera from the world's axis."""
 
-FOCAL_PER_DIAGONAL = 0.75
-"""Focal length in picture diagonals: 60 degrees horizontally at 640x352."""
-
 GOLDEN = (math.sqrt(5) - 1) / 2
-
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Wave:
-    """A smooth function of time: ``offset + rate*t + sum(amplitude * sin(2 pi t / period + phase))``.
-
-    The periods are drawn from continuous ranges, so a scene never repeats exactly.
-    """
-
-    offset: float
-    rate: float = 0.0
-    terms: tuple[Triple, ...] = ()
-
-    def at(self, time: float) -> float:
-        """Value at ``time`` seconds."""
-        swing = sum(size * math.sin(2 * math.pi * time / period + phase) for size, period, phase in self.terms)
-        return self.offset + self.rate * time + swing
-
-    def scaled(self, gain: float) -> Wave:
-        """This wave times ``gain``."""
-        terms = tuple((gain * size, period, phase) for size, period, phase in self.terms)
-        return Wave(gain * self.offset, gain * self.rate, terms)
-
-    def plus(self, other: Wave) -> Wave:
-        """The sum of two waves."""
-        return Wave(self.offset + other.offset, self.rate + other.rate, self.terms + other.terms)
-
-
-@dataclass(frozen=True)
-class Path:
-    """A path in cylinder coordinates around the world's axis: azimuth in radians, radius and height in world units."""
-
-    azimuth: Wave
-    radius: Wave
-    height: Wave
-
-    def at(self, time: float) -> np.ndarray:
-        """Position ``[3]`` (x, y, z)."""
-        azimuth, radius = self.azimuth.at(time), self.radius.at(time)
-        return np.array([radius * math.cos(azimuth), radius * math.sin(azimuth), self.height.at(time)])
+"""Step of hue from solid to solid, by the golden ratio: no two get alike."""
 
 
 @dataclass(frozen=True)
 class Texture:
     """A surface's colours as a function of surface coordinates (two on the ground, three on solids).
 
-    ``colours`` are two pattern colours and a third for broad patches; ``cell`` is the largest noise cell and every octave
-    halves it; ``pitch`` is the period of the pattern per axis, ``inf`` = no change along that axis.
+    Attributes:
+        colours: RGB 0 .. 1: two of the pattern, and a third of broad patches.
+        cell: size of the largest noise cells in world units; every octave halves it.
+        octaves: how many sizes of noise cells.
+        pitch: period of the pattern along each axis in world units; inf = no change along that axis.
+        origin: shifts pattern and noise.
     """
 
     colours: tuple[Triple, Triple, Triple]
@@ -85,7 +47,15 @@ class Texture:
 
 @dataclass(frozen=True)
 class Solid:
-    """A moving, spinning sphere (``half`` = radius three times) or box (``half`` = half edges), textured in its own frame."""
+    """A moving, spinning sphere or box.
+
+    Attributes:
+        shape: ``"sphere"`` or ``"box"``.
+        half: a box's half edges, or a sphere's radius three times, in world units.
+        path: of its centre.
+        axis, spin: unit vector, and the angle about it in radians.
+        texture: in the solid's own coordinates.
+    """
 
     shape: str
     half: Triple
@@ -102,7 +72,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Sky:
-    """Colours of a gradient with clouds and, at infinity too, a line of hills; ``origin`` shifts their noise."""
+    """A sky, infinitely far away: colours (RGB 0 .. 1) of a gradient, clouds and hills; ``origin`` shifts their noise."""
 
     zenith: Triple
     horizon: Triple
@@ -115,7 +85,14 @@ class Sky:
 class Scene:
     """A world that is a pure function of time; make one with :func:`make_scene`.
 
-    ``motion`` multiplies every speed; ``sun`` is the unit vector towards the sun; ``sunlight`` and ``ambient`` are RGB.
+    Attributes:
+        seed: what it was made from.
+        motion: multiplies every speed.
+        camera, target: paths of the camera and of the point that it looks at.
+        solids: first those of the arena, then the one that crosses the view, then the large one.
+        ground, sky: how they look.
+        sun: unit vector towards the sun.
+        sunlight, ambient: RGB.
     """
 
     seed: int
@@ -130,98 +107,42 @@ class Scene:
     ambient: Triple
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera without distortion.
+def make_scene(seed: int, *, motion: float = 1.0) -> Scene:
+    """A random world of five or six solids: the same seed gives the same world.
 
-    ``rotation`` has the rows right, down, forward: ``rotation @ (point - position)`` are camera coordinates, whose third is
-    the z-depth. Pixel centres lie at whole numbers (OpenCV's convention): the picture spans -0.5 .. width-0.5.
+    Args:
+        seed: a whole number, 0 or more.
+        motion: multiplies every speed, of camera and solids; 0 stops them.
+
+    Raises:
+        ValueError: for a negative seed, or a motion that is negative or not finite.
     """
-
-    position: np.ndarray
-    rotation: np.ndarray
-    focal: float
-    width: int
-    height: int
-
-    @property
-    def centre(self) -> np.ndarray:
-        """Principal point ``[2]`` in pixels."""
-        return np.array([(self.width - 1) / 2, (self.height - 1) / 2])
-
-    def normalise(self, xy: np.ndarray) -> np.ndarray:
-        """Pixels ``[..., 2]`` to the ray ``(x, y, 1)`` in camera coordinates, of which x, y are returned."""
-        return (np.asarray(xy, np.float64) - self.centre) / self.focal
-
-    def unproject(self, xy: np.ndarray, depth: np.ndarray) -> np.ndarray:
-        """World points ``[..., 3]`` of pixels ``[..., 2]`` at z-depths ``[...]``."""
-        rays = self.normalise(xy)
-        local = np.concatenate([rays, np.ones_like(rays[..., :1])], axis=-1) * np.asarray(depth)[..., None]
-        return local @ self.rotation + self.position
-
-    def project(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World points *less the camera's position* ``[..., 3]`` to pixels ``[..., 2]`` and z-depths ``[...]``.
-
-        Directions (points at infinity) project by the same formula. Pixels are NaN where the z-depth is not positive.
-        """
-        local = offsets @ self.rotation.T
-        depth = local[..., 2]
-        ahead = np.where(depth > 0, depth, np.nan)
-        return self.focal * local[..., :2] / ahead[..., None] + self.centre, depth
-
-
-def camera_at(scene: Scene, time: float, width: int, height: int) -> Camera:
-    """The camera at ``time`` seconds for a picture of ``width x height`` pixels."""
-    clock = scene.motion * time
-    position = scene.camera.at(clock)
-    forward = np.array([wave.at(clock) for wave in scene.target]) - position
-    forward /= np.linalg.norm(forward)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right)
-    rotation = np.stack([right, np.cross(forward, right), forward])
-    return Camera(position, rotation, FOCAL_PER_DIAGONAL * math.hypot(width, height), width, height)
-
-
-def _rotation(axis: Triple, angle: float) -> np.ndarray:
-    """Rodrigues' formula: the matrix ``[3, 3]`` that turns by ``angle`` radians about the unit vector ``axis``."""
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-
-
-def solid_poses(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres ``[K, 3]`` and rotations ``[K, 3, 3]`` at ``time`` seconds: ``world = rotation @ local + centre``."""
-    clock = scene.motion * time
-    centres = np.stack([solid.path.at(clock) for solid in scene.solids])
-    return centres, np.stack([_rotation(solid.axis, solid.spin.at(clock)) for solid in scene.solids])
-
-
-@dataclass(frozen=True)
-class Instant:
-    """A scene at one time, ready to cast rays against: camera, solids' centres ``[K, 3]`` and rotations ``[K, 3, 3]``."""
-
-    scene: Scene
-    camera: Camera
-    centres: np.ndarray
-    rotations: np.ndarray
-
-
-def instant_at(scene: Scene, time: float, width: int, height: int) -> Instant:
-    """Where everything is at ``time`` seconds, for a picture of ``width x height`` pixels."""
-    return Instant(scene, camera_at(scene, time, width, height), *solid_poses(scene, time))
-
-
-def _swing(rng: np.random.Generator, size: float, shortest: float, longest: float) -> Triple:
-    """A term of a :class:`Wave` with a random period in seconds and a random phase."""
-    return size, float(rng.uniform(shortest, longest)), float(rng.uniform(0, 2 * math.pi))
-
-
-def _colour(hue: float, saturation: float, value: float) -> Triple:
-    return _triple(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
-
-
-def _triple(values: Sequence[float] | np.ndarray) -> Triple:
-    return float(values[0]), float(values[1]), float(values[2])
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative: give 0 or more")
+    if not (math.isfinite(motion) and motion >= 0):
+        raise ValueError(f"motion {motion} is not a finite number >= 0: 1 is normal speed")
+    rng = np.random.default_rng(seed)
+    hue = float(rng.uniform(0, 1))
+    camera, target = _camera(rng)
+    inner = _arena(rng, hue)
+    passer = _passer(rng, camera, hue + 0.5)
+    giant = _giant(rng, hue + 0.25)
+    elevation, azimuth = math.radians(rng.uniform(28, 60)), rng.uniform(0, 2 * math.pi)
+    flat = math.cos(elevation)
+    warmth = rng.uniform(0, 0.15)
+    shade = rng.uniform(0.38, 0.5)
+    return Scene(
+        seed=seed,
+        motion=motion,
+        camera=camera,
+        target=target,
+        solids=(*inner, passer, giant),
+        ground=_ground(rng),
+        sky=_sky(rng),
+        sun=(flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)),
+        sunlight=(0.8, 0.8 - 0.5 * warmth, 0.8 - warmth),
+        ambient=(shade - 0.3 * warmth, shade, shade + 0.5 * warmth),
+    )
 
 
 def _camera(rng: np.random.Generator) -> tuple[Path, tuple[Wave, Wave, Wave]]:
@@ -238,36 +159,6 @@ def _camera(rng: np.random.Generator) -> tuple[Path, tuple[Wave, Wave, Wave]]:
         Wave(0.8, 0.0, (_swing(rng, 0.3, 17, 29),)),
     )
     return Path(azimuth, radius, height), target
-
-
-def _texture(rng: np.random.Generator, size: float, hue: float) -> Texture:
-    """A vivid texture for a solid whose largest half edge is ``size``."""
-    dark = _colour(hue, rng.uniform(0.65, 0.9), rng.uniform(0.45, 0.65))
-    light = _colour(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.25, 0.55), rng.uniform(0.85, 1.0))
-    patch = _colour(hue + rng.choice([-0.33, 0.33, 0.5]), rng.uniform(0.5, 0.8), rng.uniform(0.55, 0.9))
-    pitch = size * rng.uniform(0.75, 1.3)
-    stripes = rng.random() < 0.4
-    pitches = (math.inf, math.inf, float(pitch)) if stripes else (float(pitch),) * 3
-    return Texture((dark, light, patch), 0.9 * size, 6, pitches, _triple(rng.uniform(0, 32, 3)))
-
-
-def _solid(rng: np.random.Generator, shape: str, half: Triple, path: Path, hue: float, degrees: float) -> Solid:
-    """A solid that spins by ``degrees`` per second either way: boxes about the vertical, spheres about a tilted axis."""
-    axis = np.array([0.0, 0.0, 1.0])
-    if shape == "sphere":
-        axis += rng.normal(0, 0.5, 3)
-        axis /= np.linalg.norm(axis)
-    rate = math.radians(degrees) * (1 if rng.random() < 0.5 else -1)
-    spin = Wave(float(rng.uniform(0, 2 * math.pi)), rate, (_swing(rng, 0.3, 5, 9),))
-    return Solid(shape, half, path, _triple(axis), spin, _texture(rng, max(half), hue))
-
-
-def _half(rng: np.random.Generator, shape: str, size: float) -> Triple:
-    """A sphere's radius three times, or the half edges of a box whose horizontal half diagonal is at most ``size``."""
-    if shape == "sphere":
-        return size, size, size
-    width, depth = rng.uniform(0.5, 1 / math.sqrt(2), 2)
-    return float(size * width), float(size * depth), float(size * rng.uniform(0.6, 1.5))
 
 
 def _arena(rng: np.random.Generator, hue: float) -> list[Solid]:
@@ -316,16 +207,34 @@ def _giant(rng: np.random.Generator, hue: float) -> Solid:
     return _solid(rng, shape, half, path, hue, rng.uniform(5, 12))
 
 
-def _sky(rng: np.random.Generator) -> Sky:
-    """One of five moods of the sky, slightly shifted."""
-    moods = ((0.58, 0.65, 0.85, 0.12), (0.62, 0.55, 0.6, 0.06), (0.52, 0.45, 0.8, 0.14), (0.75, 0.4, 0.65, 0.95))
-    zenith_hue, saturation, value, horizon_hue = moods[int(rng.integers(len(moods)))]
-    shift = rng.uniform(-0.03, 0.03)
-    horizon = _colour(horizon_hue + shift, rng.uniform(0.1, 0.35), rng.uniform(0.85, 0.95))
-    zenith = _colour(zenith_hue + shift, saturation, value)
-    cloud = _colour(horizon_hue, 0.08, rng.uniform(0.92, 1.0))
-    hills = _colour(rng.uniform(0.2, 0.75), rng.uniform(0.2, 0.4), rng.uniform(0.35, 0.55))
-    return Sky(zenith, horizon, cloud, hills, _triple(rng.uniform(0, 32, 3)))
+def _solid(rng: np.random.Generator, shape: str, half: Triple, path: Path, hue: float, degrees: float) -> Solid:
+    """A solid that spins by ``degrees`` per second either way: boxes about the vertical, spheres about a tilted axis."""
+    axis = np.array([0.0, 0.0, 1.0])
+    if shape == "sphere":
+        axis += rng.normal(0, 0.5, 3)
+        axis /= np.linalg.norm(axis)
+    rate = math.radians(degrees) * (1 if rng.random() < 0.5 else -1)
+    spin = Wave(float(rng.uniform(0, 2 * math.pi)), rate, (_swing(rng, 0.3, 5, 9),))
+    return Solid(shape, half, path, _triple(axis), spin, _texture(rng, max(half), hue))
+
+
+def _half(rng: np.random.Generator, shape: str, size: float) -> Triple:
+    """A sphere's radius three times, or the half edges of a box whose horizontal half diagonal is at most ``size``."""
+    if shape == "sphere":
+        return size, size, size
+    width, depth = rng.uniform(0.5, 1 / math.sqrt(2), 2)
+    return float(size * width), float(size * depth), float(size * rng.uniform(0.6, 1.5))
+
+
+def _texture(rng: np.random.Generator, size: float, hue: float) -> Texture:
+    """A vivid texture for a solid whose largest half edge is ``size``."""
+    dark = _colour(hue, rng.uniform(0.65, 0.9), rng.uniform(0.45, 0.65))
+    light = _colour(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.25, 0.55), rng.uniform(0.85, 1.0))
+    patch = _colour(hue + rng.choice([-0.33, 0.33, 0.5]), rng.uniform(0.5, 0.8), rng.uniform(0.55, 0.9))
+    pitch = size * rng.uniform(0.75, 1.3)
+    stripes = rng.random() < 0.4
+    pitches = (math.inf, math.inf, float(pitch)) if stripes else (float(pitch),) * 3
+    return Texture((dark, light, patch), 0.9 * size, 6, pitches, _triple(rng.uniform(0, 32, 3)))
 
 
 def _ground(rng: np.random.Generator) -> Texture:
@@ -339,39 +248,26 @@ def _ground(rng: np.random.Generator) -> Texture:
     return Texture((dark, light, patch), 3.1, 8, (pitch, pitch), origin)
 
 
-def make_scene(seed: int, *, motion: float = 1.0) -> Scene:
-    """A random world of five or six solids: the same seed gives the same world.
+def _sky(rng: np.random.Generator) -> Sky:
+    """One of five moods of the sky, slightly shifted."""
+    moods = ((0.58, 0.65, 0.85, 0.12), (0.62, 0.55, 0.6, 0.06), (0.52, 0.45, 0.8, 0.14), (0.75, 0.4, 0.65, 0.95))
+    zenith_hue, saturation, value, horizon_hue = moods[int(rng.integers(len(moods)))]
+    shift = rng.uniform(-0.03, 0.03)
+    horizon = _colour(horizon_hue + shift, rng.uniform(0.1, 0.35), rng.uniform(0.85, 0.95))
+    zenith = _colour(zenith_hue + shift, saturation, value)
+    cloud = _colour(horizon_hue, 0.08, rng.uniform(0.92, 1.0))
+    hills = _colour(rng.uniform(0.2, 0.75), rng.uniform(0.2, 0.4), rng.uniform(0.35, 0.55))
+    return Sky(zenith, horizon, cloud, hills, _triple(rng.uniform(0, 32, 3)))
 
-    Args:
-        seed: a whole number, 0 or more.
-        motion: multiplies every speed, of camera and solids; 0 stops them.
 
-    Raises:
-        ValueError: for a negative seed, or a motion that is negative or not finite.
-    """
-    if seed < 0:
-        raise ValueError(f"seed {seed} is negative: give 0 or more")
-    if not (math.isfinite(motion) and motion >= 0):
-        raise ValueError(f"motion {motion} is not a finite number >= 0: 1 is normal speed")
-    rng = np.random.default_rng(seed)
-    hue = float(rng.uniform(0, 1))
-    camera, target = _camera(rng)
-    inner = _arena(rng, hue)
-    passer = _passer(rng, camera, hue + 0.5)
-    giant = _giant(rng, hue + 0.25)
-    elevation, azimuth = math.radians(rng.uniform(28, 60)), rng.uniform(0, 2 * math.pi)
-    flat = math.cos(elevation)
-    warmth = rng.uniform(0, 0.15)
-    shade = rng.uniform(0.38, 0.5)
-    return Scene(
-        seed=seed,
-        motion=motion,
-        camera=camera,
-        target=target,
-        solids=(*inner, passer, giant),
-        ground=_ground(rng),
-        sky=_sky(rng),
-        sun=(flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)),
-        sunlight=(0.8, 0.8 - 0.5 * warmth, 0.8 - warmth),
-        ambient=(shade - 0.3 * warmth, shade, shade + 0.5 * warmth),
-    )
+def _swing(rng: np.random.Generator, size: float, shortest: float, longest: float) -> Triple:
+    """A term of a :class:`Wave` with a random period in seconds and a random phase."""
+    return size, float(rng.uniform(shortest, longest)), float(rng.uniform(0, 2 * math.pi))
+
+
+def _colour(hue: float, saturation: float, value: float) -> Triple:
+    return _triple(colorsys.hsv_to_rgb(hue % 1.0, saturation, value))
+
+
+def _triple(values: Sequence[float] | np.ndarray) -> Triple:
+    return float(values[0]), float(values[1]), float(values[2])

@@ -86,7 +86,7 @@ def test_whole_clips_agree(backends, weights: dict[str, Path]) -> None:
 
 
 def test_backbones_agree_with_an_image_branch(tiny_image: Rig) -> None:
-    from harness import evaluate, make_sample
+    from tests.helpers.harness import evaluate, make_sample
 
     sample = make_sample(tiny_image, history=2)
     backbone = diffusers.load_backbone(tiny_image.backbone_file)

@@ -22,8 +22,9 @@ from longvie_core.control.tracks.draw import reference_grid
 from longvie_core.media.probe import probe
 from longvie_core.media.read import read_frames
 from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import Frame, render_frames, track
+from longvie_core.world.render import Frame, render_frames
 from longvie_core.world.scene import Scene, make_scene
+from longvie_core.world.track import track
 from tests.helpers.places import ROOT
 from tests.helpers.real_videos import real_video
 from tests.helpers.workflow import (

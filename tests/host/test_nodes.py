@@ -215,7 +215,7 @@ def depth() -> Depth:
     return Depth(np.stack([frame.depth for frame in frames]))
 
 
-def signal(host: Host, prompt: Prompt, values: np.ndarray, kind: str) -> list:
+def raw_depth(host: Host, prompt: Prompt, values: np.ndarray, kind: str) -> list:
     """Put raw depth into the input folder and add the node that gives it as LONGVIE_SIGNAL."""
     name = f"{kind}_{values.size}.npy"
     np.save(host.base / "input" / name, values.astype("<f4"))
@@ -232,7 +232,7 @@ def test_global_normalize_takes_percentiles_of_the_frames_that_the_clips_use(tin
     prompt: Prompt = {}
     plan = clip_plan(prompt)
     given = {"low_percentile": 5.0, "high_percentile": 95.0}
-    link = signal(tiny_host, prompt, raw, kind)
+    link = raw_depth(tiny_host, prompt, raw, kind)
     dense = add(prompt, "dense", "LongVieGlobalNormalize", signal=link, plan=plan, **given)
     preview(prompt, dense, plan, 2)
     result = run(tiny_host, prompt)
@@ -252,7 +252,7 @@ def test_global_normalize_takes_percentiles_of_the_frames_that_the_clips_use(tin
 def test_other_percentiles_make_another_control(tiny_host: Host, depth: Depth) -> None:
     prompt: Prompt = {}
     plan = clip_plan(prompt)
-    link = signal(tiny_host, prompt, depth.disparity, "disparity")
+    link = raw_depth(tiny_host, prompt, depth.disparity, "disparity")
     for key, high in (("usual", 95.0), ("narrow", 80.0)):
         percentiles = {"low_percentile": 5.0, "high_percentile": high}
         dense = add(prompt, f"dense {key}", "LongVieGlobalNormalize", signal=link, plan=plan, **percentiles)

@@ -1,4 +1,4 @@
-"""The authors' example ride_horse: a float signal of its depth, normalised and cut into clips, byte by byte by the golden rule.
+"""The authors' example ride_horse: its depth as raw floats, normalized and cut into clips, byte by byte by the golden rule.
 
 The example's own depth videos give the depth: ten clips of 81 frames that share one frame with their neighbours.
 """
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def disparity() -> np.ndarray:
-    """A float signal with the example's depth, larger = nearer: float32 [801, h, w]; neither 8-bit nor in 0 .. 1."""
+    """Raw depth of the example, larger = nearer: float32 [801, h, w]; neither 8-bit nor in 0 .. 1."""
     clips = load_clips_folder(EXAMPLE).dense.paths
     assert len(clips) == CLIPS
     grey = []
@@ -45,11 +45,11 @@ def disparity() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def signal(disparity: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> RawDepth:
+def raw_depth(disparity: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> RawDepth:
     with RawDepthWriter(tmp_path_factory.mktemp("ride_horse") / "depth.npy", "disparity", Fraction(16)) as writer:
         for frame in disparity:
             writer.write(frame)
-    return writer.signal()
+    return writer.raw_depth()
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def plan(disparity: np.ndarray) -> ClipPlan:
 
 
 @pytest.fixture(scope="module")
-def dense(signal: RawDepth, plan: ClipPlan) -> Control:
-    return write_control(signal, plan, signal.path.with_name("dense.mkv"))
+def dense(raw_depth: RawDepth, plan: ClipPlan) -> Control:
+    return write_control(raw_depth, plan, raw_depth.path.with_name("dense.mkv"))
 
 
 def chunk(dense: Control, plan: ClipPlan, clip: int) -> np.ndarray:

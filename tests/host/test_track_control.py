@@ -1,4 +1,4 @@
-"""A driving video through the whole chain in the running host: depth, normalisation, tracks, clips."""
+"""A driving video through the whole chain in the running host: depth, normalization, tracks, clips."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from scipy.stats import rankdata
 from devtools.host import Host
 from longvie_core.media.probe import probe
 from longvie_core.media.write import VideoWriter
-from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import grid_points, track
 from tests.helpers.workflow import (
     FRAMES,
     HEIGHT,
@@ -185,7 +186,7 @@ def test_another_trackers_points_through_the_hosts_socket(tiny_host: Host, drive
             ["track 0", "nan", "frame 3", "finite"],
         ),
     ],
-    ids=["short", "none in clip 2", "normalised", "nan"],
+    ids=["short", "none in clip 2", "normalized", "nan"],
 )
 def test_given_tracks_that_cannot_be_drawn(tiny_host: Host, drive: str, exact: np.ndarray, change, words: list[str]) -> None:
     prompt: Prompt = {}

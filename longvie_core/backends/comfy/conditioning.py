@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import comfy.conds
 import comfy.model_patcher
@@ -67,12 +68,12 @@ def empty_text(model: comfy.model_patcher.ModelPatcher) -> Conditioning:
     return [[torch.zeros(1, 1, wan_backbone(model).text_dim), {}]]
 
 
-def encode_text(clip: object, text: str) -> Conditioning:
+def encode_text(clip: Any, text: str) -> Conditioning:
     """CONDITIONING of a prompt by the host's CLIP."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def encode_clip_vision(clip_vision: object, frame: np.ndarray) -> object:
+def encode_clip_vision(clip_vision: Any, frame: np.ndarray) -> object:
     """CLIP vision output of a uint8 frame [H, W, 3], stretched to 224x224 bicubic without crop and without antialias.
 
     The host crops or smooths by default; the reference's weights saw this.
@@ -86,7 +87,7 @@ def encode_clip_vision(clip_vision: object, frame: np.ndarray) -> object:
 class VaeCodec:
     """Frames to normalised latents and back, by the host's VAE and the model's latent format."""
 
-    def __init__(self, vae: object, model: comfy.model_patcher.ModelPatcher) -> None:
+    def __init__(self, vae: Any, model: comfy.model_patcher.ModelPatcher) -> None:
         self.vae = vae
         self.latent_format = model.get_model_object("latent_format")
 

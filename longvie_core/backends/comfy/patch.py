@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.ldm.common_dit
 import comfy.model_patcher
@@ -115,7 +116,15 @@ class ControlWrapper:
 
     @torch.compiler.disable(recursive=False)
     def __call__(
-        self, executor, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **kwargs
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None = None,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         dense, sparse, history, own = (kwargs.pop(key, None) for key in (DENSE, SPARSE, HISTORY, STRENGTHS))
         options = dict(transformer_options or {})
@@ -141,7 +150,17 @@ class ControlWrapper:
 
     @torch.compiler.disable
     def _start(
-        self, backbone, x, timestep, context, clip_fea, dense, sparse, own, history_frames, options
+        self,
+        backbone: WanModel,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        clip_fea: Tensor | None,
+        dense: Tensor | None,
+        sparse: Tensor | None,
+        own: ClipStrengths,
+        history_frames: int,
+        options: dict,
     ) -> Evaluation | None:
         if dense is None and sparse is None:
             self._warn("a conditioning without LongVie's control reached the model: wire positive and negative through it")
@@ -193,14 +212,24 @@ class FirstFrameBlend:
     def __init__(self, sigma: float) -> None:
         self.sigma = sigma
 
-    def __call__(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs) -> Tensor:
+    def __call__(
+        self,
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict,
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         history = _history_of(guider.conds)
         if history is not None and executor.class_obj.max_denoise(guider, sigmas):
             noise = blend_first_frame(noise, history.to(noise), self.sigma)
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
-def _budget_history(executor, model, noise_shape, conds, *args, **kwargs):
+def _budget_history(executor: Any, model: Any, noise_shape: Sequence[int], conds: dict, *args: Any, **kwargs: Any) -> Any:
     """``PREPARE_SAMPLING`` wrapper: the host's memory estimate sees the history frames too."""
     history = _history_of(conds)
     if history is not None:
@@ -209,7 +238,7 @@ def _budget_history(executor, model, noise_shape, conds, *args, **kwargs):
 
 
 class BeginSampling:
-    """``OUTER_SAMPLE`` wrapper: checks the sizes, and hangs the run's other wrappers behind everybody else's.
+    """``OUTER_SAMPLE`` wrapper: checks the sizes, and registers LongVie's other wrappers after all that are there.
 
     Context windows shuffle the noise and clamp the memory estimate in wrappers of their own; ours have to see the result,
     whatever the order of the nodes.
@@ -218,7 +247,7 @@ class BeginSampling:
     def __init__(self, first_frame_sigma: float) -> None:
         self.blend = FirstFrameBlend(first_frame_sigma)
 
-    def __call__(self, executor, noise, *args, **kwargs) -> Tensor:
+    def __call__(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
         check_sizes(guider.conds, noise.shape)
         wrappers = comfy.patcher_extension.WrappersMP

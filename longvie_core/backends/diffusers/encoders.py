@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class ImageEncoder:
         return self.model(pixels, output_hidden_states=True).hidden_states[-2].float()
 
 
-def _pretrained(model_class: type, folder: Path, part: str, **options: object):
+def _pretrained(model_class: Any, folder: Path, part: str, **options: object) -> Any:
     """One part of a local diffusers pipeline, or what lies in the folder itself."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: give a local one, nothing is downloaded")

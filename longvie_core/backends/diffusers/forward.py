@@ -80,7 +80,16 @@ def velocity(
     return out[:, :, past.shape[2] :]
 
 
-def _start(backbone, control, timestep, text, dense, sparse, clip_features, strengths) -> Streams:
+def _start(
+    backbone: WanTransformer3DModel,
+    control: DualControl,
+    timestep: Tensor,
+    text: Tensor,
+    dense: Tensor | None,
+    sparse: Tensor | None,
+    clip_features: Tensor | None,
+    strengths: Strengths,
+) -> Streams:
     """The control streams before the first layer, from the backbone's own embeddings."""
     _, e0, context, image = backbone.condition_embedder(timestep, text, clip_features)
     mesh = token_mesh(backbone)
@@ -88,14 +97,15 @@ def _start(backbone, control, timestep, text, dense, sparse, clip_features, stre
     def tokens(latents: Tensor) -> Tensor:
         return own_part(backbone.patch_embedding(latents).flatten(2).transpose(1, 2), mesh, dim=1)
 
-    given = dense if sparse is None else sparse
-    grid = tuple(size // patch for size, patch in zip(given.shape[2:], backbone.config.patch_size, strict=True))
+    control_latents = next(latents for latents in (dense, sparse) if latents is not None)
+    sizes = zip(control_latents.shape[2:], backbone.config.patch_size, strict=True)
+    grid = tuple(size // patch for size, patch in sizes)
     return control.embed(
         tokens(dense) if strengths.dense else None,
         tokens(sparse) if strengths.sparse else None,
         context if image is None else torch.cat([image, context], dim=1),
         e0.unflatten(1, (6, -1)),
-        own_part(rope_frequencies(grid, backbone.config.attention_head_dim, given.device), mesh, dim=0),
+        own_part(rope_frequencies(grid, backbone.config.attention_head_dim, control_latents.device), mesh, dim=0),
         None if image is None else image.shape[1],
         strengths,
     )

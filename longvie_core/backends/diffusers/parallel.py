@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from torch import Tensor
@@ -44,6 +45,10 @@ def gathered(tokens: Tensor, mesh: dist.DeviceMesh | None) -> Tensor:
     """All processes' tokens [B, S, ...], from the share of each."""
     if mesh is None:
         return tokens
-    from diffusers.hooks.context_parallel import PartitionAnythingSharder
-
-    return PartitionAnythingSharder.unshard_anything(tokens, 1, mesh)
+    # Not by diffusers' own sharder: it exchanges the sizes on the GPU that torch was built for, even where there is none.
+    size = torch.tensor([tokens.shape[1]], device=tokens.device)
+    sizes = [torch.empty_like(size) for _ in range(mesh.size())]
+    dist.all_gather(sizes, size, mesh.get_group())
+    shares = [tokens.new_empty(tokens.shape[0], int(size), *tokens.shape[2:]) for size in sizes]
+    dist.all_gather(shares, tokens.contiguous(), mesh.get_group())
+    return torch.cat(shares, dim=1)

@@ -98,8 +98,10 @@ class DiffusersBackend:
         vision = None if self.vision is None else self.vision(inputs.start_frame)
         empty = torch.zeros(1, 1, self.backbone.config.text_dim)
         positive, negative = (empty if text is None else text for text in inputs.text)
-        given = (image_condition(inputs.image), inputs.dense, inputs.sparse, inputs.history, vision, positive, negative)
-        condition, dense, sparse, history, vision, positive, negative = (self._ready(value) for value in given)
+        condition, positive, negative = (self._ready(value) for value in (image_condition(inputs.image), positive, negative))
+        dense, sparse, history, vision = (
+            None if value is None else self._ready(value) for value in (inputs.dense, inputs.sparse, inputs.history, vision)
+        )
         strengths = own_strengths(self.settings.strengths, inputs.strengths)
 
         def model(latents: Tensor, timestep: Tensor, is_positive: bool) -> Tensor:
@@ -122,10 +124,8 @@ class DiffusersBackend:
         steps = sample_euler(model, start, self.settings.sigmas, self.settings.cfg)
         return self.codec.denormalised(deque(steps, maxlen=1).pop())
 
-    def _ready(self, value: Tensor | None) -> Tensor | None:
+    def _ready(self, value: Tensor) -> Tensor:
         """On the backbone's device and in its dtype; under context parallelism the first process's, so that all are alike."""
-        if value is None:
-            return None
         weight = self.backbone.patch_embedding.weight
         value = value.to(weight.device, weight.dtype).contiguous()
         if token_mesh(self.backbone) is not None:

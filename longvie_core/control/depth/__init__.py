@@ -1,1 +1,1 @@
-"""Depth of a driving video, whatever it comes from."""
+"""Depth of a driving video: by networks, by optical flow without weights, or as the user already has it; aligned over time."""

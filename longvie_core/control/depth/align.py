@@ -1,4 +1,4 @@
-"""Windows and frames of depth fitted to each other: a network's scale and shift vary, a scene's do not."""
+"""Windows and frames of depth brought to one scale and shift: a network's vary from call to call, a scene's do not."""
 
 from __future__ import annotations
 
@@ -10,22 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-FIT_GRID = 64
-"""Fits look at block means, about this many along the shorter side: noise averages out, and the cost does not grow."""
-
-FIT_ROUNDS = 10
-CAUCHY = 2.385
-"""Residual, in standard deviations, that has half the weight: 95 % efficient where errors are normal."""
-
-AGREEMENT = 0.01
-"""Residuals below this share of the spread count as agreement, so that an exact match of half the picture (a sky) does not
-make the other half an outlier."""
-
-SAME_SCENE = 0.5
-"""Least rank correlation of two depth maps that belong together; below it there was a cut, and nothing to align."""
-
 REACH = 32
-"""Frames to each side whose scales a per-frame engine's frame is brought to: 2 seconds at 16 fps."""
+"""Frames to each side over which the scale of a per-frame engine's frame is averaged: 2 seconds at 16 fps."""
 
 
 class Affine(NamedTuple):
@@ -42,27 +28,112 @@ class Affine(NamedTuple):
         return Affine(self.scale * other.scale, self.scale * other.shift + self.shift)
 
     def inverse(self) -> Affine:
+        """The map back."""
         return Affine(1 / self.scale, -self.shift / self.scale)
 
 
 IDENTITY = Affine(1.0, 0.0)
 
 
-# --- alignment --------------------------------------------------------------------------------------------------------
+def joined_windows(windows: Iterable[tuple[int, np.ndarray]], overlap: int, align: bool) -> Iterator[np.ndarray]:
+    """Windows joined to one sequence of frames, cross-faded over what two of them share.
+
+    Args:
+        windows: float32 [T, H, W] each, with the number of its leading frames that the window before it has as well.
+        overlap: frames to cross-fade over, at least 1.
+        align: bring each window to the scale and shift of the one before it first.
+    """
+    fade_in = (np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1))[:, None, None]
+    tail, scale = None, IDENTITY
+    for shared, window in windows:
+        if tail is not None:
+            window = window[shared - len(tail) :]
+            if align:
+                scale = fit_affine(window[:overlap], tail) or scale
+                window = scale(window)
+            window[:overlap] = tail + fade_in * (window[:overlap] - tail)
+        yield from window[:-overlap]
+        tail = window[-overlap:]
+    if tail is not None:
+        yield from tail
+
+
+def steadied(frames: Iterable[np.ndarray], reach: int = REACH) -> Iterator[np.ndarray]:
+    """Frames of a per-frame engine without the flicker of their scale and shift.
+
+    Neighbouring frames are fitted to each other, and each frame gets the mean scale and shift of its neighbours within
+    ``reach``, weighted by a raised cosine. A cut ends the neighbourhood.
+
+    Not a chain, each frame aligned to the one before: a moving camera looks partly like a change of scale, which a chain would
+    add up over the whole video. In the mean over past and future it cancels.
+
+    Args:
+        frames: disparity, float32 [H, W]; ``reach + 1`` of them are held.
+    """
+    queue: deque[np.ndarray] = deque()
+    past: deque[Affine | None] = deque(maxlen=reach)
+    future: deque[Affine | None] = deque()
+    last = None
+    for frame in itertools.chain(frames, itertools.repeat(None, reach)):
+        if frame is not None:
+            if last is not None:
+                future.append(fit_affine(frame, last))
+            queue.append(frame)
+            last = frame
+        if queue and (frame is None or len(queue) > reach):
+            yield _mean_scale(past, future, reach)(queue.popleft())
+            if future:
+                past.appendleft(future.popleft())
+
+
+def _mean_scale(past: Iterable[Affine | None], future: Iterable[Affine | None], reach: int) -> Affine:
+    """The map that brings a frame to the weighted mean of its neighbours' scales and shifts.
+
+    Args:
+        past: maps from the frame to the one before it, from that to the one before, and so on; None = a cut.
+        future: maps from the next frame to the frame, from the one after to the next, and so on.
+    """
+    maps, weights = [IDENTITY], [2.0]
+    for steps in (past, [link and link.inverse() for link in future]):
+        onto = IDENTITY
+        for distance, step in enumerate(steps, 1):
+            if step is None:
+                break
+            onto = step.after(onto)
+            maps.append(onto)
+            weights.append(1 + np.cos(np.pi * distance / (reach + 1)))
+    return Affine(*np.average(maps, axis=0, weights=weights).tolist())
+
+
+FIT_GRID = 64
+"""Fits look at means over square blocks, about this many along the shorter side: less noise, and a cost that does not grow."""
+
+FIT_ROUNDS = 10
+"""Fits, each weighted by the residuals of the one before."""
+
+CAUCHY = 2.385
+"""Residual, in standard deviations, that has half the weight: 95 % efficient where errors are normal."""
+
+AGREEMENT = 0.01
+"""Least standard deviation of residuals, as a share of the spread. Where half the picture (a sky) matches exactly, it would be
+0, and the other half an outlier."""
+
+SAME_SCENE = 0.5
+"""Least rank correlation of two depth maps that belong together; below it there was a cut, and nothing to align."""
 
 
 def fit_affine(new: np.ndarray, old: np.ndarray) -> Affine | None:
     """Scale and shift that bring disparity ``new`` to ``old`` where both show the same, whatever the rest does.
 
-    Robust least squares in closed form, reweighted (Cauchy). The scale is the ratio of the two spreads (geometric mean
-    regression) instead of the slope of old on new: both maps are equally noisy, and that slope is too small by the noise's
-    share of the variance, which over a chain of hundreds of fits shrinks the scale to nothing.
+    Robust least squares, reweighted (Cauchy). The scale is the ratio of the two spreads (geometric mean regression), not the
+    slope of ``old`` on ``new``: noise in ``new`` makes that slope too small, and a chain of hundreds of fits would shrink the
+    depth to nothing.
 
     Args:
         new, old: float arrays of one shape, [H, W] or [T, H, W].
 
     Returns:
-        None where nothing can be said: one of the two is constant, or they do not correlate (a cut).
+        None where there is nothing to fit: one of the two is constant, or they do not correlate (a cut).
     """
     x, y = _block_means(new), _block_means(old)
     if np.ptp(x) == 0 or np.ptp(y) == 0 or np.corrcoef(rankdata(x), rankdata(y))[0, 1] < SAME_SCENE:
@@ -90,65 +161,3 @@ def _block_means(depth: np.ndarray) -> np.ndarray:
     rows, columns = height // block, width // block
     blocks = depth[..., : rows * block, : columns * block].reshape(-1, rows, block, columns, block)
     return blocks.mean(axis=(2, 4), dtype=np.float64).reshape(-1)
-
-
-def joined_windows(windows: Iterable[tuple[int, np.ndarray]], overlap: int, align: bool) -> Iterator[np.ndarray]:
-    """Windows with the number of their leading frames that the one before has as well, made one sequence of frames."""
-    rising = (np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1))[:, None, None]
-    held, scale = None, IDENTITY
-    for shared, window in windows:
-        if held is not None:
-            window = window[shared - len(held) :]
-            if align:
-                scale = fit_affine(window[:overlap], held) or scale
-                window = scale(window)
-            window[:overlap] = held + rising * (window[:overlap] - held)
-        yield from window[:-overlap]
-        held = window[-overlap:]
-    if held is not None:
-        yield from held
-
-
-def steadied(frames: Iterable[np.ndarray], reach: int = REACH) -> Iterator[np.ndarray]:
-    """Frames of a per-frame engine without the flicker of their scale and shift.
-
-    Neighbouring frames are fitted to each other, and each frame is given as its neighbours within ``reach`` would have
-    scaled it: the mean of their scales and shifts, weighted by a raised cosine. A cut ends the neighbourhood.
-
-    Between neighbours a moving camera looks partly like a change of scale. Aligning each frame to the one before adds that
-    up over the whole video; here it does not add up at all, and past and future cancel what is left.
-
-    Args:
-        frames: disparity, float32 [H, W]; ``reach + 1`` of them are held.
-    """
-    held: deque[np.ndarray] = deque()
-    past: deque[Affine | None] = deque(maxlen=reach)
-    future: deque[Affine | None] = deque()
-    last = None
-    for frame in itertools.chain(frames, itertools.repeat(None, reach)):
-        if frame is not None:
-            if last is not None:
-                future.append(fit_affine(frame, last))
-            held.append(frame)
-            last = frame
-        if held and (frame is None or len(held) > reach):
-            yield _mean_scale(past, future, reach)(held.popleft())
-            if future:
-                past.appendleft(future.popleft())
-
-
-def _mean_scale(past: Iterable[Affine | None], future: Iterable[Affine | None], reach: int) -> Affine:
-    """What brings a frame to the weighted mean of the scales and shifts of its neighbours.
-
-    Args:
-        past: maps from the frame to the one before it, from that to the one before, and so on; None = a cut.
-        future: maps from the next frame to the frame, from the one after to the next, and so on.
-    """
-    maps, weights = [IDENTITY], [2.0]
-    for steps in (past, [link and link.inverse() for link in future]):
-        onto = IDENTITY
-        for distance, step in enumerate(itertools.takewhile(bool, steps), 1):
-            onto = step.after(onto)
-            maps.append(onto)
-            weights.append(1 + np.cos(np.pi * distance / (reach + 1)))
-    return Affine(*np.average(maps, axis=0, weights=weights).tolist())

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ..raw_depth import KINDS, RawDepth, RawDepthWriter
+from ...media.footage import DrivingVideo
+from ..raw_depth import RawDepth, RawDepthWriter, check_kind, to_disparity
 from .align import joined_windows, steadied
-
-
-class Video(Protocol):
-    """What :func:`extract_depth` needs of a driving video (:class:`longvie_core.media.footage.Footage` is one)."""
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def fps(self) -> Fraction: ...
-
-    def read(self, numbers: range) -> Iterator[np.ndarray]: ...
 
 
 class DepthEngine(Protocol):
@@ -54,25 +42,8 @@ class DepthEngine(Protocol):
         ...
 
 
-class DepthSource(Protocol):
-    """Depth that the user already has; see :func:`copy_depth`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def frames(self) -> int: ...
-
-    def read(self, numbers: Iterable[int]) -> Iterator[np.ndarray]:
-        """The frames ``numbers`` (ascending, repeats allowed), float32 [H, W]."""
-        ...
-
-
 def extract_depth(
-    footage: Video,
+    footage: DrivingVideo,
     engine: DepthEngine,
     destination: Path,
     progress: Callable[[int, int], object] | None = None,
@@ -82,12 +53,12 @@ def extract_depth(
 ) -> RawDepth:
     """The depth of a whole video as a :class:`RawDepth` on disk, in memory that does not grow with its length.
 
-    Where the engine's frames are aligned or blended, that happens in disparity, and the signal is of that kind:
+    Where the engine's frames are aligned or blended, that happens in disparity, and the result is of that kind:
 
     * An engine with a window: each window is brought to the scale and shift of the one before it on the frames that both
-      show (:func:`fit_affine`), and cross-faded over them. The last window reaches back so that it is a full one.
+      show (:func:`.align.fit_affine`), and cross-faded over them. The last window reaches back so that it is a full one.
     * A per-frame engine: each frame is brought to the mean of the scales and shifts of the frames within ``REACH`` of it
-      (:func:`steadied`): what flickers goes, what changes over seconds stays.
+      (:func:`.align.steadied`): what flickers goes, what changes over seconds stays.
 
     Args:
         footage: the video at the rate and size of the plan.
@@ -95,7 +66,7 @@ def extract_depth(
         progress: called with (frames done, frames) after each call of the engine; what it raises ends the extraction.
         align: False keeps the engine's own scale. Default: align disparity, which is relative; leave depth, taken as
             metric. For a network whose depth is relative, say True.
-        before_alignment: called with each frame as the engine gave it, in order; :meth:`DepthMeter.add`, for example.
+        before_alignment: called with each frame as the engine gave it, in order; :meth:`.meter.DepthMeter.add`, for example.
 
     Raises:
         ValueError: an engine that answers with another shape or with values that mean nothing (its name, the frame and the
@@ -106,54 +77,18 @@ def extract_depth(
     blended = align or engine.window > 1
     windows = _windows(footage, engine, blended, progress)
     if before_alignment is not None:
-        windows = _shown(windows, before_alignment)
+        windows = _passed_on(windows, before_alignment)
     frames = (window[0] for _, window in windows) if engine.window == 1 else joined_windows(windows, engine.overlap, align)
     if align and engine.window == 1:
         frames = steadied(frames)
     with RawDepthWriter(destination, "disparity" if blended else engine.kind, footage.fps) as writer:
         for frame in frames:
             writer.write(frame)
-    return writer.signal()
-
-
-def copy_depth(
-    source: DepthSource,
-    destination: Path,
-    fps: Fraction,
-    numbers: Iterable[int] | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> RawDepth:
-    """Depth that the user already has as a :class:`RawDepth`, streamed. Nothing is aligned: it is taken to be consistent.
-
-    Args:
-        fps: frames per second of the signal.
-        numbers: which of the source's frames is shown at each frame of the signal, ascending, repeats allowed; all of them
-            by default.
-        progress: called with (frames done, frames).
-
-    Raises:
-        ValueError: a frame that the source does not have, or values that mean nothing.
-    """
-    wanted = range(source.frames) if numbers is None else list(numbers)
-    if any(number >= source.frames for number in wanted[-1:]):
-        raise ValueError(
-            f"{source.name} has {source.frames} frames (0 .. {source.frames - 1}), but frame {wanted[-1]} was asked for: give "
-            "depth that is as long as the video"
-        )
-    with RawDepthWriter(destination, source.kind, fps) as writer:
-        for done, frame in enumerate(source.read(wanted), 1):
-            _check_values(frame, source.kind, f"{source.name}: frame {wanted[done - 1]}")
-            writer.write(frame)
-            if progress is not None:
-                progress(done, len(wanted))
-    return writer.signal()
-
-
-# --- calling the engine -----------------------------------------------------------------------------------------------
+    return writer.raw_depth()
 
 
 def _windows(
-    footage: Video, engine: DepthEngine, as_disparity: bool, progress: Callable[[int, int], object] | None
+    footage: DrivingVideo, engine: DepthEngine, as_disparity: bool, progress: Callable[[int, int], object] | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The engine's depth of each window, float32 [T, h, w], with the number of its leading frames that came before."""
     pictures = footage.read(range(footage.frames))
@@ -163,41 +98,35 @@ def _windows(
         fresh = min(engine.window - (engine.overlap if done else 0), footage.frames - done)
         recent.extend(itertools.islice(pictures, fresh))
         done += fresh
-        depth = _called(engine, np.stack(recent), done - len(recent))
+        depth = _answer(engine, np.stack(recent), done - len(recent), as_disparity)
         if progress is not None:
             progress(done, footage.frames)
-        yield len(recent) - fresh, np.reciprocal(depth) if as_disparity and engine.kind == "depth" else depth
+        yield len(recent) - fresh, depth
 
 
-def _called(engine: DepthEngine, pictures: np.ndarray, first: int) -> np.ndarray:
+def _answer(engine: DepthEngine, pictures: np.ndarray, first: int, as_disparity: bool) -> np.ndarray:
+    """What the engine answers to pictures from frame ``first`` on, checked, and as disparity where that is asked for."""
     depth = np.array(engine(pictures), np.float32)  # a copy: the engine may use its array again
     if depth.ndim != 3 or len(depth) != len(pictures):
         raise ValueError(f"{engine.name} answered {list(depth.shape)} to {len(pictures)} pictures: expected [T, h, w]")
-    for number, frame in enumerate(depth, first):
-        _check_values(frame, engine.kind, f"{engine.name}: frame {number}")
-    return depth
+    disparity = [
+        to_disparity(frame, engine.kind, f"{engine.name}: frame {number}") for number, frame in enumerate(depth, first)
+    ]
+    return np.stack(disparity) if as_disparity and engine.kind == "depth" else depth
 
 
-def _shown(windows: Iterator[tuple[int, np.ndarray]], see: Callable[[np.ndarray], object]) -> Iterator[tuple[int, np.ndarray]]:
+def _passed_on(
+    windows: Iterator[tuple[int, np.ndarray]], observe: Callable[[np.ndarray], object]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same windows; each frame is shown to ``observe`` once."""
     for shared, window in windows:
         for frame in window[shared:]:
-            see(frame)
+            observe(frame)
         yield shared, window
 
 
-def _check_values(frame: np.ndarray, kind: str, what: str) -> None:
-    """Raise ValueError where a frame has values that :class:`RawDepth` would refuse later."""
-    with np.errstate(divide="ignore", over="ignore"):
-        good = np.isfinite(frame) if kind == "disparity" else (frame > 0) & np.isfinite(np.reciprocal(frame))
-    bad = frame.size - int(np.count_nonzero(good))
-    if bad:
-        rule = "finite" if kind == "disparity" else "positive, or infinite for the sky"
-        raise ValueError(f"{what} has {bad} of {frame.size} {kind} values that mean nothing: they must be {rule}")
-
-
 def _check_engine(engine: DepthEngine) -> None:
-    if engine.kind not in KINDS:
-        raise ValueError(f"{engine.name}: kind {engine.kind!r} is not one of {', '.join(KINDS)}")
+    check_kind(engine.kind, engine.name)
     least = 0 if engine.window == 1 else 1
     if engine.window < 1 or not least <= engine.overlap < engine.window:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How steady depth is over time, and what share of it is usable."""
+"""How steady depth is over time, and whether it has any shape."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 
 from ..raw_depth import RawDepth
 
-# --- measuring --------------------------------------------------------------------------------------------------------
-
 
 class DepthMeter:
-    """How steady depth is, frame by frame; two numbers a frame are kept, and the last frame."""
+    """Measures depth frame by frame; only sums and the last frame are kept.
+
+    Attributes:
+        frames: frames so far.
+    """
 
     def __init__(self) -> None:
         self.frames = 0
@@ -22,7 +24,7 @@ class DepthMeter:
         self._last: np.ndarray | None = None
 
     def add(self, frame: np.ndarray) -> None:
-        """The next frame, disparity [H, W]."""
+        """Take the next frame, disparity [H, W]."""
         low, high = float(frame.min()), float(frame.max())
         self._flat += low == high
         self._range = min(self._range[0], low), max(self._range[1], high)
@@ -37,8 +39,8 @@ class DepthMeter:
         """Temporal flicker: mean absolute change of a value from frame to frame, over the mean spread (95th less 5th
         percentile) of a frame.
 
-        Independent of the signal's scale and shift. What moves counts as well, so it is to be compared on one video: before
-        and after alignment, one engine with another. 0 for fewer than two frames and where nothing changes; inf where flat
+        Independent of the depth's scale and shift. What moves counts as well, so compare it on one video only: before and
+        after alignment, one engine with another. 0 for fewer than two frames and where nothing changes; inf where flat
         frames change.
         """
         if self.frames < 2 or self._change == 0:
@@ -48,7 +50,7 @@ class DepthMeter:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should be told: depth without any shape."""
+        """Warnings for the user about depth without any shape."""
         if self._range[0] == self._range[1]:
             return (f"all {self.frames} frames have one and the same depth: the control will be mid grey and guide nothing",)
         if self._flat:
@@ -57,7 +59,7 @@ class DepthMeter:
 
 
 def temporal_flicker(depth: RawDepth | Iterable[np.ndarray]) -> float:
-    """:attr:`DepthMeter.flicker` of a signal, or of disparity frames [H, W] one after the other."""
+    """:attr:`DepthMeter.flicker` of raw depth, or of disparity frames [H, W] one after the other."""
     meter = DepthMeter()
     for frame in depth.disparity(range(depth.frames)) if isinstance(depth, RawDepth) else depth:
         meter.add(frame)

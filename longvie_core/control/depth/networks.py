@@ -1,4 +1,4 @@
-"""Depth networks of transformers and controlnet-aux behind one interface."""
+"""Depth networks of transformers and controlnet-aux, each as a :class:`.engine.DepthEngine`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-from ..raw_depth import KINDS
+from ..raw_depth import check_kind
 
 DTYPES = ("float32", "float16", "bfloat16")
-
-# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def published_kind(config: dict[str, Any]) -> str | None:
@@ -63,21 +61,23 @@ class TransformersDepth:
     def __init__(self, folder: Path, *, kind: str | None = None, device: str = "cpu", dtype: str = "float32") -> None:
         config = _checkpoint_config(folder)
         self.name = f"{config['model_type']} ({folder.name})"
-        self.kind = known_kind(kind or published_kind(config), f"{folder} ({config['model_type']})")
+        self.kind = _required_kind(kind or published_kind(config), f"{folder} ({config['model_type']})")
         self._device, self._dtype = device, _torch_dtype(dtype)
         self._pads = config["model_type"] == "zoedepth"
         self._processor, self._network = self._load(folder)
 
     def _load(self, folder: Path) -> tuple[Any, torch.nn.Module]:
-        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation, __version__
+
+        dtype = "dtype" if tuple(map(int, __version__.split(".")[:2])) >= (4, 56) else "torch_dtype"  # its older name
 
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        # Weights of another shape are let through here and refused below, by name.
+        # Weights of another shape are let through here, and refused by name below.
         report: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             processor = AutoImageProcessor.from_pretrained(str(folder), **local)
             network, info = AutoModelForDepthEstimation.from_pretrained(
-                str(folder), use_safetensors=True, dtype=self._dtype, **local, **report
+                str(folder), use_safetensors=True, **{dtype: self._dtype}, **local, **report
             )
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder} cannot be loaded as a depth checkpoint: {error}") from error
@@ -85,7 +85,7 @@ class TransformersDepth:
         return processor, network.to(self._device).eval()
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """See :class:`.depth.DepthEngine`."""
+        """Raw depth float32 [T, H, W] of pictures uint8 RGB [T, H, W, 3]."""
         size = frames.shape[1:3]
         pixels = self._processor(images=list(frames), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
         with torch.inference_mode():
@@ -100,13 +100,13 @@ class TransformersDepth:
 
 @dataclass(frozen=True)
 class _AuxNetwork:
-    """A network of controlnet-aux.
+    """How to make and ask a network of controlnet-aux.
 
     Attributes:
         file: name of the published weights.
         kind: of what ``infer`` gives.
-        build: the network with random weights.
-        infer: raw depth [T, 1, h, w] of pictures [T, 3, H, W] in 0 .. 1.
+        build: makes the network with random weights.
+        infer: gives raw depth [T, 1, h, w] of pictures [T, 3, H, W] in 0 .. 1.
     """
 
     file: str
@@ -157,9 +157,9 @@ AUX_NETWORKS = {
 class AuxDepth:
     """MiDaS, ZoeDepth or LeReS as controlnet-aux has them: the network's raw output, bilinearly resized to the frame.
 
-    MiDaS gives inverse depth, Zoe metres. LeReS knows depth only up to scale *and shift*, so that it has no inverse: its depth
-    is given negated, as disparity. Near and far are right then, and so is alignment; distances are spaced as in depth, which
-    makes far things differ more than they should.
+    MiDaS gives inverse depth, Zoe metres. LeReS knows depth only up to scale *and shift*, so it has no inverse: its negated
+    depth is taken as disparity. So near and far are right, and alignment works; but distances are spaced as in depth, and far
+    things differ more than they should.
 
     Args:
         network: ``"midas"``, ``"zoe"`` or ``"leres"``.
@@ -185,7 +185,7 @@ class AuxDepth:
         self._network = torch.nn.Module.to(network, device, self._dtype)  # Zoe's own ``to`` takes no dtype
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """See :class:`.depth.DepthEngine`."""
+        """Raw depth float32 [T, H, W] of pictures uint8 RGB [T, H, W, 3]."""
         with torch.inference_mode():
             pictures = torch.from_numpy(frames).to(self._device).movedim(-1, 1).to(self._dtype) / 255
             return _resized(self._infer(self._network, pictures)[:, 0].float(), frames.shape[1:3]).cpu().numpy()
@@ -208,23 +208,22 @@ def _checkpoint_config(folder: Path) -> dict[str, Any]:
 
     from transformers.models.auto.modeling_auto import MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES as depth_models
 
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in depth_models:
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type not in depth_models:
         raise ValueError(
-            f"{folder / 'config.json'}: model type {found!r} is no depth-estimation model of the installed transformers, which "
-            f"has {', '.join(sorted(depth_models))}"
+            f"{folder / 'config.json'}: model type {model_type!r} is no depth-estimation model of the installed transformers, "
+            f"which has {', '.join(sorted(depth_models))}"
         )
     return config
 
 
-def known_kind(kind: str | None, what: str) -> str:
+def _required_kind(kind: str | None, what: str) -> str:
     if kind is None:
         raise ValueError(
             f"{what}: it is not known whether this network gives disparity (larger = nearer) or depth (larger = farther): say "
             "which"
         )
-    if kind not in KINDS:
-        raise ValueError(f"{what}: kind {kind!r} is not one of {', '.join(KINDS)}")
+    check_kind(kind, what)
     return kind
 
 
@@ -264,7 +263,7 @@ def _checkpoint_weights(path: Path, published: str) -> dict[str, torch.Tensor]:
 
 def _with_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> torch.nn.Module:
     own = network.state_dict()
-    # Older timm versions store this table, newer ones compute it.
+    # A table that older timm versions store and newer ones compute.
     weights = {name: value for name, value in weights.items() if name in own or not name.endswith("relative_position_index")}
     misshapen = (name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape)
     wrong = {"missing": own.keys() - weights.keys(), "unexpected": weights.keys() - own.keys(), "misshapen": misshapen}
@@ -284,14 +283,15 @@ def _check_keys(path: Path, wrong: dict[str, Iterable[str]]) -> None:
 
 
 def _resized(depth: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Depth [T, h, w] brought to ``size`` = (height, width); bilinear, which invents no values (bicubic swings beyond)."""
+    """Depth [T, h, w] brought to ``size`` = (height, width); bilinear, since bicubic swings beyond the values."""
     return interpolate(depth[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _for_network(
     pictures: torch.Tensor, short: int, mean: tuple[float, float, float], deviation: tuple[float, float, float]
 ) -> torch.Tensor:
-    """Pictures [T, 3, H, W] in 0 .. 1 with about ``short`` pixels along the shorter side, in multiples of 32, whitened."""
+    """Pictures [T, 3, H, W] in 0 .. 1 resized to about ``short`` pixels along the shorter side, in multiples of 32, less
+    each channel's mean and divided by its deviation."""
     sides = pictures.shape[-2:]
     size = [max(32, round(side * short / min(sides) / 32) * 32) for side in sides]
     resized = interpolate(pictures.float(), size, mode="bicubic", antialias=True, align_corners=False).to(pictures.dtype)

@@ -1,1 +1,1 @@
-"""Point tracks of a driving video: followed, then drawn."""
+"""Point tracks of a driving video: followed through each clip (Lucas-Kanade, dense flow, other trackers), given a z, drawn."""

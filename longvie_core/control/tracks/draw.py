@@ -1,8 +1,7 @@
 """Drawing 3-D point tracks as the sparse control video: coloured rectangles on black (P1 section 3.1, P2 section 3.1).
 
-A track point is ``(x, y, z)``: x and y in pixels of the drawn picture, and z the *inverted normalised depth*,
-**near = 1, far = 0** (see :func:`depth_to_z`). So a larger z is nearer, and 1/z, which gives the blue channel, is
-largest far away.
+A track point is ``(x, y, z)``: x and y in pixels of the drawn picture, and z of :mod:`.point_depth`, **near = 1, far = 0**.
+So a larger z is nearer, and 1/z, which gives the blue channel, is largest far away.
 
 Two styles:
 
@@ -21,13 +20,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.spatial import KDTree
 
+from .point_depth import clip_points
+from .types import Tracks
+
 STYLES = ("reference", "corrected")
-
-BLUE_PERCENTILES = (2, 98)
-"""1/z of these percentiles becomes blue 0 and 255 (Diffusion-as-Shader convention)."""
-
-RECTANGLE_ASPECT = 1.5
-"""Width over height of the drawn rectangle."""
 
 TRACKER_WIDTH, TRACKER_HEIGHT, TRACKER_MARGIN = 576, 384, 9
 """Picture in which the reference lays out its grid, and the grid's distance from the edge, in pixels."""
@@ -60,62 +56,14 @@ def reference_grid(width: int, height: int, n: int = 50, rows: int | None = None
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
-def cover_resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale pictures until they cover ``size``, then cut out the centre (bilinear, corners aligned).
-
-    Args:
-        frames: float32 ``[T, C, H, W]``, any range.
-        size: (width, height) of the result in pixels.
-
-    Returns:
-        float32 ``[T, C, height, width]``, same range.
-    """
-    import torch
-
-    width, height = size
-    source_height, source_width = frames.shape[-2:]
-    scale = max(width / source_width, height / source_height)
-    scaled_width, scaled_height = round(source_width * scale), round(source_height * scale)
-    scaled = torch.nn.functional.interpolate(
-        torch.from_numpy(frames), (scaled_height, scaled_width), mode="bilinear", align_corners=True
-    ).numpy()
-    left, top = (scaled_width - width) // 2, (scaled_height - height) // 2
-    return scaled[..., top : top + height, left : left + width]
+BLUE_PERCENTILES = (2, 98)
+"""1/z of these percentiles becomes blue 0 and 255 (Diffusion-as-Shader convention)."""
 
 
-def depth_to_z(dense: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The z of track points from the 8-bit dense control: ``z = (max - v) / (max - min)``, mean over R, G and B.
-
-    The dense control is black where the scene is near, so **near = 1, far = 0**. Maximum and minimum are taken over all
-    given frames and channels; the reference gives one clip at a time.
-
-    Args:
-        dense: uint8 ``[T, H, W, 3]``, the dense control's frames, near = black.
-        size: (width, height) of the track picture in pixels; see :func:`cover_resize`.
-
-    Returns:
-        float32 ``[T, height, width]`` in [0, 1]; 1 everywhere when the depth is constant, which has no near or far.
-
-    Raises:
-        ValueError: ``dense`` is not uint8 ``[T, H, W, 3]``.
-    """
-    if dense.dtype != np.uint8 or dense.ndim != 4 or dense.shape[-1] != 3 or 0 in dense.shape:
-        raise ValueError(
-            f"the dense control is {dense.dtype} {list(dense.shape)}: give 8-bit RGB frames, uint8 [frames, height, width, 3]"
-        )
-    low, high = int(dense.min()), int(dense.max())
-    if low == high:
-        return np.ones((len(dense), size[1], size[0]), np.float32)
-    channel_sum = dense[..., 0].astype(np.uint16) + dense[..., 1] + dense[..., 2]
-    z = np.subtract(np.float32(3 * high), channel_sum, dtype=np.float32)
-    z /= np.float32(3 * (high - low))
-    return cover_resize(z[:, None], size)[:, 0]
-
-
-def point_colors(tracks0: np.ndarray, style: str = "reference") -> np.ndarray:
+def point_colours(tracks0: np.ndarray, style: str = "reference") -> np.ndarray:
     """One colour per point for the whole clip, from the clip's **first** frame (Diffusion-as-Shader convention).
 
-    R and G are x and y, min-max normalised; B is 1/z, normalised by its 2nd and 98th percentile.
+    R and G are x and y, min-max normalized; B is 1/z, normalized by its 2nd and 98th percentile.
 
     ``reference`` does not clip: values are rounded half to even and saturate as OpenCV's scalars do on x86, where NaN
     and infinity become 0. A z of exactly 0 makes 1/z infinite, and when that reaches the percentile, blue is 0
@@ -140,7 +88,7 @@ def point_colors(tracks0: np.ndarray, style: str = "reference") -> np.ndarray:
         if style == "reference":
             blue_range = np.percentile(inverse, BLUE_PERCENTILES)
             ranges = ((x, x.min(), x.max()), (y, y.min(), y.max()), (inverse, *blue_range))
-            channels = [_normalised(*values_and_range) for values_and_range in ranges]
+            channels = [_normalized(*values_and_range) for values_and_range in ranges]
         else:
             channels = [_in_range(x, (0, 100)), _in_range(y, (0, 100)), _in_range(inverse, BLUE_PERCENTILES)]
         return _opencv_bytes(np.stack(channels, axis=1) * np.float32(255))
@@ -149,7 +97,7 @@ def point_colors(tracks0: np.ndarray, style: str = "reference") -> np.ndarray:
 def render_tracks(
     tracks: np.ndarray, visible: np.ndarray | None, width: int, height: int, style: str = "reference"
 ) -> Iterator[np.ndarray]:
-    """Draw a clip's tracks frame by frame: filled rectangles on black, in the colours of :func:`point_colors`.
+    """Draw a clip's tracks frame by frame: filled rectangles on black, in the colours of :func:`point_colours`.
 
     A rectangle reaches ``r`` to the left and right and ``r/1.5`` up and down of its point, both corners truncated
     towards zero and included, with ``r = int(distance to the nearest other point in frame 0) / 2``.
@@ -180,9 +128,23 @@ def render_tracks(
     if style == "reference":
         layers = _reference_layers(tracks)
     else:
-        seen = np.ones(tracks.shape[:2], bool) if visible is None else np.asarray(visible, bool)
-        layers = _corrected_layers(tracks, seen)
-    return _paint(tracks, layers, point_colors(tracks[0], style), width, height)
+        mask = np.ones(tracks.shape[:2], bool) if visible is None else np.asarray(visible, bool)
+        layers = _corrected_layers(tracks, mask)
+    return _paint(tracks, layers, point_colours(tracks[0], style), width, height)
+
+
+def draw_clip(tracks: Tracks, z: np.ndarray, style: str = "reference") -> Iterator[np.ndarray]:
+    """Draw a clip's tracks with the z of its depth, in the depth's size.
+
+    Args:
+        tracks: of the clip, in pixels of ``z``.
+        z: float ``[T, H, W]``, near = 1, far = 0, see :func:`.point_depth.depth_to_z`.
+        style: ``"reference"`` or ``"corrected"``.
+
+    Returns:
+        As :func:`render_tracks`.
+    """
+    return render_tracks(clip_points(tracks, z), tracks.visible, z.shape[2], z.shape[1], style)
 
 
 def _check_style(style: str) -> None:
@@ -211,16 +173,16 @@ def _check_tracks(tracks: np.ndarray, visible: np.ndarray | None) -> None:
         )
 
 
-def _normalised(values: np.ndarray, low: np.floating, high: np.floating) -> np.ndarray:
+def _normalized(values: np.ndarray, low: np.floating | float, high: np.floating | float) -> np.ndarray:
     """float32 ``(values - low) / (high - low)``, not clipped; NaN where the range is empty."""
     return ((values - low) / (high - low)).astype(np.float32)
 
 
 def _in_range(values: np.ndarray, percentiles: tuple[int, int]) -> np.ndarray:
-    """float32 in [0, 1]: normalised by percentiles of the finite values; +inf is 1, an empty range gives 0.5."""
+    """float32 in [0, 1]: normalized by percentiles of the finite values; +inf is 1, an empty range gives 0.5."""
     finite = np.isfinite(values)
     low, high = np.percentile(values[finite], percentiles) if finite.any() else (0.0, 0.0)
-    scaled = _normalised(values, low, high) if high > low else np.full_like(values, 0.5)
+    scaled = _normalized(values, low, high) if high > low else np.full_like(values, 0.5)
     return np.where(finite, np.clip(scaled, 0, 1), np.float32(1))
 
 
@@ -253,10 +215,14 @@ def _corrected_layers(tracks: np.ndarray, visible: np.ndarray) -> Iterator[tuple
     """Per frame: the visible points' indices, near ones last, and their half-widths, all equal."""
     spacings = 2 * _half_widths(tracks[0, :, :2])
     half_widths = np.full_like(spacings, np.trunc(np.median(spacings)) / 2)
-    for z, seen in zip(tracks[..., 2], visible, strict=True):
+    for z, mask in zip(tracks[..., 2], visible, strict=True):
         order = np.argsort(z, kind="stable")
-        order = order[seen[order]]
+        order = order[mask[order]]
         yield order, half_widths[order]
+
+
+RECTANGLE_ASPECT = 1.5
+"""Width over height of the drawn rectangle."""
 
 
 def _boxes(points: np.ndarray, half_widths: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -277,10 +243,10 @@ def _boxes(points: np.ndarray, half_widths: np.ndarray, width: int, height: int)
 
 
 def _paint(
-    tracks: np.ndarray, layers: Iterator[tuple[np.ndarray, np.ndarray]], colors: np.ndarray, width: int, height: int
+    tracks: np.ndarray, layers: Iterator[tuple[np.ndarray, np.ndarray]], colours: np.ndarray, width: int, height: int
 ) -> Iterator[np.ndarray]:
     """Frames uint8 ``[height, width, 3]``; a pixel is written as one 32-bit word, faster than as three bytes."""
-    words = np.pad(colors, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
+    words = np.pad(colours, ((0, 0), (0, 1))).view(np.uint32)[:, 0]
     for points, (order, half_widths) in zip(tracks, layers, strict=True):
         canvas = np.zeros((height, width), np.uint32)
         boxes = _boxes(points[order], half_widths, width, height).tolist()

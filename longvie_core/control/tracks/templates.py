@@ -1,56 +1,74 @@
-"""Patches of pictures around points: cut out, compared, and kept as the points' looks."""
+"""Templates: patches of pictures around points, by which the points are known; cut out, warped, compared."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 
 from .motion import turn_vectors
 
-NOISE = 4.0
-"""Grey levels: patches that vary less look alike, whatever their pattern; what makes two flat patches match."""
-
-BRIGHTNESS_SLACK, BRIGHTNESS_RANGE = 10.0, 60.0
-"""Grey levels by which the mean may change freely, and by which it may change beyond that before nothing is alike."""
-
-
-# --- patches ----------------------------------------------------------------------------------------------------
+# --- the points' templates --------------------------------------------------------------------------------------------
 
 
 class Templates:
-    """A patch of each point from the frame in which it was last taken, with room to warp and shift it.
+    """A patch of each point, from the frame in which it was last taken, with room to warp and shift it.
 
     The patches lie side by side in one picture, so that one call samples them all.
+
+    Args:
+        picture: uint8 [H, W], grey.
+        xy: float32 [N, 2], the points in it, in pixels.
+        window: side of a template in pixels.
+
+    Attributes:
+        xy: where each point was in the frame that its template comes from.
     """
 
     def __init__(self, picture: np.ndarray, xy: np.ndarray, window: int) -> None:
-        self.radius = 2 * window + 2
-        self.side = 2 * self.radius + 1
-        self.columns = math.ceil(math.sqrt(len(xy)))
-        rows = math.ceil(len(xy) / self.columns)
-        self.sheet = np.zeros((rows * self.side, self.columns * self.side), np.uint8)
-        self.fraction = np.zeros((len(xy), 2))
+        self.window = window
+        self.xy = np.array(xy)
+        self._radius = 2 * window + 2
+        self._side = 2 * self._radius + 1
+        self._columns = math.ceil(math.sqrt(len(xy)))
+        rows = math.ceil(len(xy) / self._columns)
+        self._sheet = np.zeros((rows * self._side, self._columns * self._side), np.uint8)
+        self._fraction = np.zeros((len(xy), 2))
         self.put(np.arange(len(xy)), picture, xy)
 
     def put(self, which: np.ndarray, picture: np.ndarray, xy: np.ndarray) -> None:
-        """Take new templates of the points ``which`` at ``xy`` [n, 2] in ``picture``."""
+        """Take new templates of the points ``which``, which are at ``xy`` [n, 2] in ``picture``."""
         height, width = picture.shape
+        self.xy[which] = xy
         centre = np.clip(np.rint(xy), 0, (width - 1, height - 1)).astype(np.intp)
-        self.fraction[which] = xy - centre
-        padded = np.pad(picture, self.radius, mode="edge")
-        patches = np.lib.stride_tricks.sliding_window_view(padded, (self.side, self.side))
-        cells = self.sheet.reshape(-1, self.side, self.columns, self.side).transpose(0, 2, 1, 3)
-        cells[which // self.columns, which % self.columns] = patches[centre[:, 1], centre[:, 0]]
+        self._fraction[which] = xy - centre
+        padded = np.pad(picture, self._radius, mode="edge")
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (self._side, self._side))
+        cells = self._sheet.reshape(-1, self._side, self._columns, self._side).transpose(0, 2, 1, 3)
+        cells[which // self._columns, which % self._columns] = patches[centre[:, 1], centre[:, 0]]
 
     def sample(self, which: np.ndarray, shift: np.ndarray, linear: np.ndarray, side: int, step: int) -> np.ndarray:
-        """Templates as ``linear`` [n, 2, 2] shows them, uint8 [n, side, side], centred ``shift`` [n, 2] beside the points."""
+        """Templates as they look after a motion.
+
+        Args:
+            which: numbers of the points [n].
+            shift: [n, 2], from the points to the patches' centres, in pixels after the motion.
+            linear: [n, 2, 2], the motion's linear part.
+            side, step: samples a side, and pixels between them.
+
+        Returns:
+            uint8 [n, side, side].
+        """
         back = np.linalg.inv(linear)
-        centre = turn_vectors(back, shift) + self.fraction[which] + self.radius
+        centre = turn_vectors(back, shift) + self._fraction[which] + self._radius
         local = patch_grid(centre, back, side, step)
-        np.clip(local, 0, self.side - 1, out=local)
-        local += np.stack([which % self.columns, which // self.columns], axis=1)[..., None] * np.float32(self.side)
-        return sample_at(self.sheet, local)
+        np.clip(local, 0, self._side - 1, out=local)
+        local += np.stack([which % self._columns, which // self._columns], axis=1)[..., None] * np.float32(self._side)
+        return sample_at(self._sheet, local)
+
+
+# --- patches ----------------------------------------------------------------------------------------------------------
 
 
 def patch_grid(centre: np.ndarray, linear: np.ndarray, side: int, step: int) -> np.ndarray:
@@ -62,13 +80,13 @@ def patch_grid(centre: np.ndarray, linear: np.ndarray, side: int, step: int) -> 
 
 def sample_at(picture: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Square patches uint8 [n, side, side] at positions [n, 2, side * side], bilinear, edges repeated."""
-    import cv2
-
     side = math.isqrt(xy.shape[2])
     if len(xy) == 0:
         return np.zeros((0, side, side), np.uint8)
-    x, y = np.ascontiguousarray(xy.transpose(1, 0, 2))
-    return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, side, side)
+    x, y = xy.transpose(1, 0, 2)
+    # Not cv2.remap: before OpenCV 5 it rounds positions to 1/32 pixel, which adds up over the frames.
+    patches = map_coordinates(picture, [y, x], order=1, mode="nearest", output=np.float32)
+    return np.rint(patches).astype(np.uint8).reshape(-1, side, side)
 
 
 def tile_patches(patches: np.ndarray, columns: int) -> np.ndarray:
@@ -80,17 +98,28 @@ def tile_patches(patches: np.ndarray, columns: int) -> np.ndarray:
     return np.ascontiguousarray(cells.reshape(rows, columns, side, side).transpose(0, 2, 1, 3).reshape(rows * side, -1))
 
 
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+NOISE = 4.0
+"""Grey levels: what varies less is noise, and two patches that both vary less match, whatever their pattern."""
+
+BRIGHTNESS_SLACK, BRIGHTNESS_RANGE = 10.0, 60.0
+"""Grey levels by which the mean may change freely, and by which it may change beyond that before nothing is alike."""
+
+
 def match_brightness(templates: np.ndarray, windows: np.ndarray, inner: tuple[slice, ...]) -> np.ndarray:
     """Templates with the brightness and, up to a factor of 2, the contrast of their windows, measured in the inner part."""
-    mean, wanted_mean = (part[inner].mean(axis=(1, 2), keepdims=True) for part in (templates, windows))
-    contrast, wanted = (part[inner].std(axis=(1, 2), keepdims=True) + NOISE for part in (templates, windows))
-    lit = (templates - mean) * np.clip(wanted / contrast, 0.5, 2) + wanted_mean
+    mean, window_mean = (part[inner].mean(axis=(1, 2), keepdims=True) for part in (templates, windows))
+    contrast, window_contrast = (part[inner].std(axis=(1, 2), keepdims=True) + NOISE for part in (templates, windows))
+    lit = (templates - mean) * np.clip(window_contrast / contrast, 0.5, 2) + window_mean
     return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
 
 
 def patch_correlation(first: np.ndarray, second: np.ndarray, noise: float) -> np.ndarray:
-    """Normalised cross-correlation [n] of patches [n, side, side], where variation below ``noise`` counts as common to both:
-    two flat patches are alike, a flat and a textured one are not."""
+    """Normalized cross-correlation [n] of patches [n, side, side].
+
+    Variation below ``noise`` grey levels counts as common to both: two flat patches are alike, a flat and a textured one not.
+    """
     inside = (1, 2)
     one, other = first.astype(np.float32), second.astype(np.float32)
     one -= one.mean(inside, keepdims=True)

@@ -86,7 +86,7 @@ def film(settings: SceneSettings, video: int) -> Mapping[str, np.ndarray]:
             for frame in render_frames(scene, plan.source_frames, rate, plan.width, plan.height):
                 rgb.append(frame.rgb)
                 writer.write(frame.disparity)
-        dense = list(normalized_frames(writer.signal(), plan.source_frames))
+        dense = list(normalized_frames(writer.raw_depth(), plan.source_frames))
     windows = clip_windows(plan, iter(dense))
     sparse = [list(scene_tracks(scene, plan, clip, window, settings.track_grid, rate)) for clip, window in enumerate(windows)]
     return {"rgb": np.stack(rgb), "dense": np.stack(dense), "sparse": np.array(sparse)}

@@ -293,9 +293,9 @@ class VideoFolder:
         dense_path = video.folder / "dense.mkv"
         if not dense_path.is_file():
             video.folder.mkdir(parents=True, exist_ok=True)
-            signal = extract_depth(video.footage, self.preprocessing.depth, video.folder / "depth.npy")
-            write_control(signal, video.plan, dense_path)
-            signal.path.unlink()
+            raw_depth = extract_depth(video.footage, self.preprocessing.depth, video.folder / "depth.npy")
+            write_control(raw_depth, video.plan, dense_path)
+            raw_depth.path.unlink()
         dense = Control.from_video(dense_path, "dense")
         sparse = write_tracks(
             video.footage,

@@ -162,7 +162,7 @@ def _coarse(error: Tensor) -> Tensor:
 
 def psnr(seen: Tensor, wanted: Tensor) -> float:
     """Peak signal to noise ratio in dB of pictures in -1 .. 1."""
-    return float(10 * torch.log10(4 / (seen.clamp(-1, 1) - wanted).square().mean()))
+    return float(10 * torch.log10(4 / (seen.detach().clamp(-1, 1) - wanted).square().mean()))
 
 
 # ---- training

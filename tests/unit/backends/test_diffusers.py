@@ -546,7 +546,8 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 torch.set_grad_enabled(False)
-torch.accelerator.device_count = lambda: 1  # diffusers divides by it
+# diffusers divides by it, in its older releases by the second
+torch.accelerator.device_count = torch.get_device_module(torch._C._get_accelerator()).device_count = lambda: 1
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=int(sys.argv[3]), world_size=2)
 from longvie_core.backends import diffusers as backend
 given = torch.load(sys.argv[1], weights_only=True)

@@ -1,4 +1,4 @@
-"""Controls and signals on disk: windows, polarity, lengths, digests, and the authors' folder layout."""
+"""Controls and raw depth on disk: windows, polarity, lengths, digests, and the authors' folder layout."""
 
 from __future__ import annotations
 
@@ -145,25 +145,25 @@ class TestControlPerClip:
             control.window(PLAN.resolved(17), 1)
 
 
-class TestSignal:
+class TestRawDepth:
     def test_round_trip_without_knowing_the_length(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).standard_normal((123, 6, 8)).astype(np.float32)
         with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(24)) as writer:
             for frame in frames:
                 writer.write(frame)
             assert not (tmp_path / "d.npy").exists()
-        signal = writer.signal()
-        assert signal == RawDepth(tmp_path / "d.npy", "disparity", 123, 6, 8, Fraction(24))
+        raw_depth = writer.raw_depth()
+        assert raw_depth == RawDepth(tmp_path / "d.npy", "disparity", 123, 6, 8, Fraction(24))
         np.testing.assert_array_equal(np.load(tmp_path / "d.npy", mmap_mode="r"), frames)  # a plain .npy
-        np.testing.assert_array_equal(np.stack(list(signal.disparity(range(123)))), frames)
-        np.testing.assert_array_equal(np.stack(list(signal.disparity(range(100, 120, 5)))), frames[100:120:5])
-        assert list(signal.disparity(range(0))) == []
+        np.testing.assert_array_equal(np.stack(list(raw_depth.disparity(range(123)))), frames)
+        np.testing.assert_array_equal(np.stack(list(raw_depth.disparity(range(100, 120, 5)))), frames[100:120:5])
+        assert list(raw_depth.disparity(range(0))) == []
 
     def test_depth_becomes_its_inverse(self, tmp_path: Path) -> None:
         z = np.array([[0.5, 2, np.inf, 1e30]], np.float32)
         with RawDepthWriter(tmp_path / "z.npy", "depth", Fraction(16)) as writer:
             writer.write(z)
-        (disparity,) = writer.signal().disparity(range(1))
+        (disparity,) = writer.raw_depth().disparity(range(1))
         assert disparity.dtype == np.float32
         np.testing.assert_array_equal(disparity, np.array([[2, 0.5, 0, 1e-30]], np.float32))
 
@@ -175,17 +175,17 @@ class TestSignal:
             for frame in frames:
                 writer.write(frame)
         with pytest.raises(ValueError, match=r"z.npy: frame 1 has 3 of 8 depth values .* positive, or infinite"):
-            list(writer.signal().disparity(range(3)))
+            list(writer.raw_depth().disparity(range(3)))
 
     @pytest.mark.parametrize("value,ok", [(np.nan, False), (np.inf, False), (-1.0, True), (0.0, True)])
     def test_disparity_must_be_finite(self, tmp_path: Path, value: float, ok: bool) -> None:
         with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
             writer.write(np.array([[1, value]], np.float32))
         if ok:
-            assert len(list(writer.signal().disparity(range(1)))) == 1
+            assert len(list(writer.raw_depth().disparity(range(1)))) == 1
         else:
             with pytest.raises(ValueError, match=r"frame 0 has 1 of 2 disparity values .* finite"):
-                list(writer.signal().disparity(range(1)))
+                list(writer.raw_depth().disparity(range(1)))
 
     def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError), RawDepthWriter(tmp_path / "d.npy", "depth", Fraction(16)) as writer:
@@ -218,21 +218,21 @@ class TestSignal:
             writer.write(np.ones((2, 2, 1), np.float32))
 
     def test_numbers_outside(self, tmp_path: Path) -> None:
-        signal = RawDepth(tmp_path / "d.npy", "depth", 5, 2, 2, Fraction(16))
+        raw_depth = RawDepth(tmp_path / "d.npy", "depth", 5, 2, 2, Fraction(16))
         for numbers in (range(3, 6), range(-1, 2), range(4, 1, -1)):
             with pytest.raises(ValueError, match=r"d.npy has frames 0 .. 4"):
-                signal.disparity(numbers)
+                raw_depth.disparity(numbers)
 
-    def test_files_that_are_not_the_signal(self, tmp_path: Path) -> None:
+    def test_files_that_are_not_the_raw_depth(self, tmp_path: Path) -> None:
         with RawDepthWriter(tmp_path / "d.npy", "disparity", Fraction(16)) as writer:
             for _ in range(5):
                 writer.write(np.ones((2, 3), np.float32))
-        signal, path = writer.signal(), tmp_path / "d.npy"
+        raw_depth, path = writer.raw_depth(), tmp_path / "d.npy"
         whole = path.read_bytes()
 
         def assert_refused(message: str) -> None:
             with pytest.raises(ValueError, match=message):
-                list(signal.disparity(range(5)))
+                list(raw_depth.disparity(range(5)))
 
         path.write_bytes(whole[:-1])
         assert_refused("bytes instead of .* incomplete or damaged")
@@ -244,7 +244,7 @@ class TestSignal:
         assert_refused(r"holds float32 \[4, 2, 3\], expected float32 \[5, 2, 3\]")
         path.unlink()
         with pytest.raises(FileNotFoundError):
-            list(signal.disparity(range(5)))
+            list(raw_depth.disparity(range(5)))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Global normalisation against NumPy on whole arrays, and against the released code's recorded results."""
+"""Global normalization against NumPy on whole arrays, and against the released code's recorded results."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def signal_of(path: Path, frames: np.ndarray, kind: str = "disparity") -> RawDepth:
+def raw_depth_of(path: Path, frames: np.ndarray, kind: str = "disparity") -> RawDepth:
     with RawDepthWriter(path, kind, Fraction(16)) as writer:
         for frame in frames:
             writer.write(frame)
-    return writer.signal()
+    return writer.raw_depth()
 
 
 def percentiles_of(values: np.ndarray, percentiles: tuple[float, float] = (5.0, 95.0)) -> tuple[float, float]:
@@ -149,14 +149,14 @@ class TestReleasedCode:
     @pytest.mark.parametrize("length", LENGTHS)
     def test_pictures(self, golden: dict[str, np.ndarray], length: int, tmp_path: Path) -> None:
         expected = golden[f"depth{length}.out"]
-        signal = signal_of(tmp_path / "depth.npy", golden[f"depth{length}.in"])
-        got = np.stack(list(normalized_frames(signal, len(expected))))
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", golden[f"depth{length}.in"])
+        got = np.stack(list(normalized_frames(raw_depth, len(expected))))
         np.testing.assert_array_equal(got, (expected * 255).astype(np.uint8))
 
     @pytest.mark.parametrize("length", [length for length in LENGTHS if length >= 81])
     def test_clips_read_back_from_the_control_video(self, golden: dict[str, np.ndarray], length: int, tmp_path: Path) -> None:
-        signal = signal_of(tmp_path / "depth.npy", golden[f"depth{length}.in"])
-        control = write_control(signal, ClipPlan(), tmp_path / "dense.mkv")
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", golden[f"depth{length}.in"])
+        control = write_control(raw_depth, ClipPlan(), tmp_path / "dense.mkv")
         plan = ClipPlan(source_frames=length)
         assert control.frames == plan.output_frames == len(golden[f"depth{length}.out"])
         assert (control.modality, control.near_is_black) == ("dense", True)
@@ -175,10 +175,10 @@ class TestWriteControl:
     def test_the_tail_rule_decides_what_counts(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).random((22, 16, 16)).astype(np.float32)
         frames[17:] += 100  # dropped with «drop», counted with «pad»
-        signal = signal_of(tmp_path / "depth.npy", frames)
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", frames)
         for tail, length in (("drop", 17), ("pad", 22)):
             plan = ClipPlan(width=16, height=16, frames=17, tail=tail)
-            control = write_control(signal, plan, tmp_path / f"{tail}.mkv")
+            control = write_control(raw_depth, plan, tmp_path / f"{tail}.mkv")
             assert control.frames == length
             low, high = np.percentile(frames[:length], [5, 95])
             expected = ((high - np.clip(frames[:length].astype(np.float64), low, high)) / (high - low) * 255).astype(np.uint8)
@@ -189,8 +189,8 @@ class TestWriteControl:
         z = np.exp2(np.random.default_rng(0).integers(-8, 8, (17, 16, 16))).astype(np.float32)  # 1/z is exact
         z[0, 0, 0] = np.inf
         plan = ClipPlan(width=16, height=16, frames=17)
-        depth = write_control(signal_of(tmp_path / "z.npy", z, "depth"), plan, tmp_path / "a.mkv")
-        disparity = write_control(signal_of(tmp_path / "d.npy", 1 / z), plan, tmp_path / "b.mkv")
+        depth = write_control(raw_depth_of(tmp_path / "z.npy", z, "depth"), plan, tmp_path / "a.mkv")
+        disparity = write_control(raw_depth_of(tmp_path / "d.npy", 1 / z), plan, tmp_path / "b.mkv")
         assert depth.paths[0].read_bytes() == disparity.paths[0].read_bytes()
         first = next(read_frames(depth.paths[0], range(1)))
         assert first[0, 0, 0] == 255  # the sky is white
@@ -198,36 +198,36 @@ class TestWriteControl:
 
     def test_other_percentiles(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).random((17, 16, 16)).astype(np.float32)
-        signal = signal_of(tmp_path / "depth.npy", frames)
-        got = np.stack(list(normalized_frames(signal, 17, (0.0, 100.0))))
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", frames)
+        got = np.stack(list(normalized_frames(raw_depth, 17, (0.0, 100.0))))
         low, high = frames.min().astype(np.float64), frames.max().astype(np.float64)
         np.testing.assert_array_equal(got, ((high - frames.astype(np.float64)) / (high - low) * 255).astype(np.uint8))
 
     def test_too_short(self, tmp_path: Path) -> None:
-        signal = signal_of(tmp_path / "depth.npy", np.ones((5, 16, 16), np.float32))
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", np.ones((5, 16, 16), np.float32))
         with pytest.raises(ValueError, match="has 5 frames, but one clip needs 17"):
-            write_control(signal, ClipPlan(16, 16, frames=17), tmp_path / "a.mkv")
+            write_control(raw_depth, ClipPlan(16, 16, frames=17), tmp_path / "a.mkv")
         assert not (tmp_path / "a.mkv").exists()
 
 
 class TestWriteControlPerClip:
     def test_what_is_there_is_kept_and_what_is_missing_is_made(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).random((17, 16, 16)).astype(np.float32)
-        signal = signal_of(tmp_path / "depth.npy", frames)
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", frames)
         plan = ClipPlan(width=16, height=16, frames=9)
-        control = write_control_per_clip(signal, plan, tmp_path / "clips")
+        control = write_control_per_clip(raw_depth, plan, tmp_path / "clips")
         assert [path.name for path in control.paths] == ["dense_00.mkv", "dense_01.mkv"]
         first, second = (path.read_bytes() for path in control.paths)
         written = control.paths[0].stat().st_mtime_ns
         control.paths[1].unlink()
-        assert write_control_per_clip(signal, plan, tmp_path / "clips") == control
+        assert write_control_per_clip(raw_depth, plan, tmp_path / "clips") == control
         assert control.paths[0].stat().st_mtime_ns == written
         assert (control.paths[0].read_bytes(), control.paths[1].read_bytes()) == (first, second)
 
-    def test_a_broken_signal_leaves_no_clip_behind(self, tmp_path: Path) -> None:
+    def test_broken_raw_depth_leaves_no_clip_behind(self, tmp_path: Path) -> None:
         frames = np.random.default_rng(0).random((17, 16, 16)).astype(np.float32)
         frames[12, 3, 4] = np.nan
-        signal = signal_of(tmp_path / "depth.npy", frames)
+        raw_depth = raw_depth_of(tmp_path / "depth.npy", frames)
         with pytest.raises(ValueError, match="frame 12 has 1 of 256 disparity values that mean nothing"):
-            write_control_per_clip(signal, ClipPlan(width=16, height=16, frames=9), tmp_path / "clips")
+            write_control_per_clip(raw_depth, ClipPlan(width=16, height=16, frames=9), tmp_path / "clips")
         assert [path.name for path in (tmp_path / "clips").iterdir()] == ["dense_00.mkv"]

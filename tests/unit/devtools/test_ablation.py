@@ -253,7 +253,8 @@ class TestCommand:
         assert dense["less_full"]["low"] is None and dense["verdict"] == "undecided", "one scene decides nothing"
         assert len(written["must_hold"]) == 6 and not written["must_hold"][0]["holds"]
         rows = 2 + 3
-        assert Image.open(sheet).size == (report.LABEL_WIDTH + 2 * 96, rows * 64)
+        with Image.open(sheet) as picture:
+            assert picture.size == (report.LABEL_WIDTH + 2 * 96, rows * 64)
 
     def test_a_missing_file_is_named_before_anything_is_made(
         self, weights: Weights, capsys: pytest.CaptureFixture[str]

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from longvie_core.media.concat import concat
-from longvie_core.media.probe import probe
+from longvie_core.media.probe import frame_times, probe
 from longvie_core.media.read import read_frames, stretch
+from longvie_core.media.sound import cut_sound, has_sound
+from longvie_core.media.streams import TAG_OPTIONS
 from longvie_core.media.write import VideoWriter
 from tests.helpers.numbered_video import HEIGHT, WIDTH, encode, heard, number_in, numbered, tone
 
@@ -31,6 +33,37 @@ def write(path: Path, frames: list[np.ndarray], fps: Fraction = Fraction(16), **
 def decode(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24").copy() for frame in container.decode(video=0)]
+
+
+TAG = "Tag that is long enough to be found, and then damaged; it ends with g"
+
+
+def tagged(path: Path) -> Path:
+    """8 numbered frames and half a second of sound, with ``TAG`` as a tag of the file and of its streams."""
+    with av.open(str(path), "w") as output:
+        output.metadata["title"] = TAG
+        pictures = output.add_stream("libx264", rate=16, options={"crf": "4"})
+        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        sound = output.add_stream("aac", rate=44100, layout="mono")
+        for stream in (pictures, sound):
+            stream.metadata.update({"title": TAG, "handler_name": TAG})
+        for number in range(8):
+            output.mux(pictures.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        output.mux(pictures.encode(None))
+        for start in range(0, 22528, 1024):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 44100, start
+            output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    return path
+
+
+def damage_tags(path: Path) -> Path:
+    """Put bytes into every ``TAG`` that are no UTF-8."""
+    data, tag = path.read_bytes(), TAG.encode()
+    assert tag in data
+    path.write_bytes(data.replace(tag, tag.replace(b"damaged", b"dama\xff\xe9d")))
+    return path
 
 
 def noise(count: int, width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> list[np.ndarray]:
@@ -214,6 +247,25 @@ class TestBadFiles:
     def test_audio_only(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"tone.wav holds only audio"):
             probe(tone(tmp_path / "tone.wav", 1))
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+    def test_damaged_tags_are_no_obstacle(self, tmp_path: Path, suffix: str) -> None:
+        """Bytes that are not UTF-8 in the tags of the file and of its streams, read by the PyAV that is installed."""
+        path = damage_tags(tagged(tmp_path / f"tags{suffix}"))
+        info = probe(path)
+        assert (info.frames, info.width, info.height, info.has_audio) == (8, WIDTH, HEIGHT, True)
+        assert len(frame_times(path).pts) == 8
+        assert [number_in(frame) for frame in read_frames(path, range(8))] == list(range(8))
+        assert has_sound(path)
+        cut_sound(path, range(2, 4), tmp_path / "cut.wav")
+        with av.open(str(path), **TAG_OPTIONS) as container:
+            tags = [container.metadata, *(stream.metadata for stream in container.streams)]
+            damaged = [tag for tag in tags for tag in tag.values() if tag.startswith("Tag")]
+            assert len(damaged) >= 2 and all(tag.endswith("g") and tag != TAG for tag in damaged)
+
+        clip = damage_tags(write(tmp_path / "clip.mp4", [numbered(n) for n in range(8)], metadata={"prompt": TAG}))
+        concat([clip, clip], tmp_path / "joined.mp4", fps=Fraction(16), audio_from=path)
+        assert [number_in(frame) for frame in read_frames(tmp_path / "joined.mp4", range(16))] == [*range(8), *range(8)]
 
     def test_no_frames(self, tmp_path: Path) -> None:
         path = tmp_path / "empty.y4m"

@@ -35,7 +35,7 @@ def test_what_is_kept_comes_back_bit_by_bit(cache: ControlCache, dtype: torch.dt
         assert all(a.dtype == dtype for a in got)
         for ours, theirs in zip(got, (video, first), strict=True):
             assert torch.equal(ours.contiguous().view(torch.uint8), theirs.view(torch.uint8))
-        assert (store.encoded, store.kept) == (0, 1)
+        assert (store.misses, store.hits) == (0, 1)
         assert store.report == ["control latents: 0 encoded, 1 kept"]
 
 
@@ -51,14 +51,14 @@ def test_of_another_shape_it_is_encoded_again(cache: ControlCache) -> None:
     with LatentStore(cache, "vae") as store:
         store.write("digest", latents(0), latents(1))
         assert store.read("digest", (1, 16, 3, 4, 7)) is None
-        assert store.kept == 0
+        assert store.hits == 0
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_a_torn_file_is_encoded_again(cache: ControlCache, keep: int) -> None:
     with LatentStore(cache, "vae") as store:
         store.write("digest", latents(0), latents(1))
-        path = store.hold("digest")
+        path = store.pin("digest")
         path.write_bytes(path.read_bytes()[:keep])
         assert store.read("digest", SHAPE) is None
         store.write("digest", latents(0), latents(1))
@@ -73,7 +73,7 @@ def test_without_controls_there_is_nothing_to_report(cache: ControlCache) -> Non
 def size_of_one(cache: ControlCache) -> int:
     with LatentStore(cache, "vae") as store:
         store.write("size", latents(0), latents(1))
-        path = store.hold("size")
+        path = store.pin("size")
         size = path.stat().st_size
         path.unlink()
     return size
@@ -85,12 +85,12 @@ def test_room_is_made_by_dropping_others_and_never_what_a_running_loop_holds(tmp
     with LatentStore(cache, "vae") as earlier:
         for name in ("old", "held"):
             earlier.write(name, latents(0), latents(1))
-    held, old = (earlier.cache.folder / path.name for path in (earlier.hold("held"), earlier.hold("old")))
+    held, old = (earlier.cache.folder / path.name for path in (earlier.pin("held"), earlier.pin("old")))
     cache.used.clear()
     os.utime(held, ns=(0, 0))  # the first to go, were it not held
     os.utime(old, ns=(1, 1))
     with LatentStore(cache, "vae") as store:
-        store.hold("held")
+        store.pin("held")
         os.utime(held, ns=(0, 0))
         for name in ("a", "b", "c"):
             store.write(name, latents(2), latents(3))
@@ -108,7 +108,7 @@ def test_what_is_not_there_yet_does_not_count_as_lost(cache: ControlCache) -> No
     # Nodes that remember derived controls ask the cache whether something was lost; they must not be made to work again.
     before = cache.forget_lost()
     with LatentStore(cache, "vae") as store:
-        store.hold("never written")
+        store.pin("never written")
     assert cache.forget_lost() == before
 
 

@@ -7,8 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from longvie_core.world.render import grid_points, hit, render, render_frames, track
-from longvie_core.world.scene import Scene, camera_at, make_scene, solid_poses
+from longvie_core.world.camera import camera_at, solid_poses
+from longvie_core.world.cast import hit
+from longvie_core.world.render import render, render_frames
+from longvie_core.world.scene import Scene, make_scene
+from longvie_core.world.track import grid_points, track
 
 WIDTH, HEIGHT = 97, 61
 TIMES = (0.0, 3.7, 41.2, 300.0)

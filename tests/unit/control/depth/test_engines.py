@@ -28,9 +28,11 @@ from av.video.reformatter import ColorRange
 from safetensors.numpy import save_file
 
 from longvie_core.control.depth import networks
-from longvie_core.control.depth.engine import copy_depth, extract_depth
-from longvie_core.control.depth.files import DepthArray, ReadyDepthVideo, grey_disparity
+from longvie_core.control.depth.arrays import DepthArray
+from longvie_core.control.depth.engine import extract_depth
 from longvie_core.control.depth.networks import AUX_NETWORKS, AuxDepth, TransformersDepth, published_kind
+from longvie_core.control.depth.pictures import ReadyDepthVideo, grey_disparity
+from longvie_core.control.depth.ready import copy_depth
 from longvie_core.control.normalize import write_control
 from longvie_core.control.raw_depth import RawDepth
 from longvie_core.media.read import read_frames
@@ -65,10 +67,10 @@ class Bright:
         return (self.pictures[number] for number in numbers)
 
 
-def assert_near_is_black(signal: RawDepth, truth: np.ndarray, folder: Path) -> None:
+def assert_near_is_black(raw_depth: RawDepth, truth: np.ndarray, folder: Path) -> None:
     """Through the whole chain to the control's pictures: near black, far white, and in between in order."""
     plan = ClipPlan(WIDTH, HEIGHT, frames=LENGTH)
-    control = write_control(signal, plan, folder / "dense.mkv")
+    control = write_control(raw_depth, plan, folder / "dense.mkv")
     got = np.stack(list(read_frames(control.paths[0], range(LENGTH))))[..., 0].astype(int)
     near, far = truth >= np.percentile(truth, 97), truth <= np.percentile(truth, 3)
     assert got[near].mean() < 20 and got[far].mean() > 235
@@ -175,9 +177,9 @@ class TestTransformers:
         configure(copied, **config)
         engine = TransformersDepth(copied)
         engine._network = Answers(answer)
-        signal = extract_depth(Bright(truth), engine, tmp_path / "d.npy")
-        assert signal.kind == engine.kind == kind
-        assert_near_is_black(signal, truth, tmp_path)
+        raw_depth = extract_depth(Bright(truth), engine, tmp_path / "d.npy")
+        assert raw_depth.kind == engine.kind == kind
+        assert_near_is_black(raw_depth, truth, tmp_path)
 
     def test_zoe_of_transformers(self, copied: Path, tmp_path: Path, truth: np.ndarray) -> None:
         """Padding is cut off again, and no filter swings beyond the network's own values."""
@@ -186,8 +188,8 @@ class TestTransformers:
         engine = TransformersDepth(copied, kind="depth")
         engine._processor, engine._pads = ZoeDepthImageProcessor(size={"height": 64, "width": 96}), True
         engine._network = Answers(lambda bright: torch.where(bright > 0, 0.01, 80.0))
-        signal = extract_depth(Bright(np.where(truth > 0.2, 1.0, 0.0)), engine, tmp_path / "d.npy")
-        got = np.load(signal.path)
+        raw_depth = extract_depth(Bright(np.where(truth > 0.2, 1.0, 0.0)), engine, tmp_path / "d.npy")
+        got = np.load(raw_depth.path)
         assert got.shape == (LENGTH, HEIGHT, WIDTH) and got.min() > 0.0099 and got.max() < 80.01
         assert np.mean((got < 40) == (truth > 0.2)) > 0.97
 
@@ -233,8 +235,9 @@ class TestTransformers:
         with pytest.raises(ValueError, match="dtype 'int8' is not one of float32"):
             TransformersDepth(checkpoint, dtype="int8")
         assert TransformersDepth(checkpoint, kind="depth").kind == "depth"
-        configure(copied, model_type="chmv2")
-        with pytest.raises(ValueError, match=r"\(chmv2\): it is not known whether this network gives disparity"):
+        configure(copied, model_type="prompt_depth_anything")
+        unknown = r"\(prompt_depth_anything\): it is not known whether this network gives disparity"
+        with pytest.raises(ValueError, match=unknown):
             TransformersDepth(copied)
 
 
@@ -300,9 +303,9 @@ class TestAux:
         assert (engine.kind, engine.window, engine.overlap, engine.name) == (kind, 1, 0, f"{name} ({path.name})")
         got = engine(np.zeros((2, 20, 33, 3), np.uint8))
         assert got.shape == (2, 20, 33) and got.dtype == np.float32
-        signal = extract_depth(Bright(truth), engine, tmp_path / "d.npy")
-        assert signal.kind == kind
-        assert_near_is_black(signal, truth, tmp_path)
+        raw_depth = extract_depth(Bright(truth), engine, tmp_path / "d.npy")
+        assert raw_depth.kind == kind
+        assert_near_is_black(raw_depth, truth, tmp_path)
 
     def test_what_the_networks_see(self, tiny: Callable[[str], Path]) -> None:
         """RGB as they were trained: MiDaS -1 .. 1, LeReS by the statistics of ImageNet; sides in multiples of 32."""
@@ -483,8 +486,8 @@ class TestReadyVideo:
     def test_near_comes_out_black(self, tmp_path: Path, truth: np.ndarray, near: str) -> None:
         values = np.rint((truth if near == "white" else 1 - truth) * 65535).astype(np.uint16)
         source = ReadyDepthVideo(encoded(tmp_path / "d.mkv", values, "gray16le"), near)
-        signal = copy_depth(source, tmp_path / "d.npy", FPS)
-        assert_near_is_black(signal, truth, tmp_path)
+        raw_depth = copy_depth(source, tmp_path / "d.npy", FPS)
+        assert_near_is_black(raw_depth, truth, tmp_path)
 
     def test_our_own_control_video(self, tmp_path: Path) -> None:
         values = np.random.default_rng(0).integers(0, 256, (4, 16, 24), np.uint8)
@@ -602,17 +605,17 @@ class TestArrays:
     def test_near_comes_out_black(self, tmp_path: Path, truth: np.ndarray, name: str, kind: str) -> None:
         with np.errstate(divide="ignore"):
             values = truth if kind == "disparity" else 1 / truth
-        signal = copy_depth(DepthArray(saved(tmp_path / name, values), kind), tmp_path / "copy.npy", FPS)
-        assert signal.kind == kind
-        assert_near_is_black(signal, truth, tmp_path)
+        raw_depth = copy_depth(DepthArray(saved(tmp_path / name, values), kind), tmp_path / "copy.npy", FPS)
+        assert raw_depth.kind == kind
+        assert_near_is_black(raw_depth, truth, tmp_path)
 
     @pytest.mark.parametrize("kind", ["disparity", "depth"])
     def test_a_plain_array_is_used_in_place(self, tmp_path: Path, truth: np.ndarray, kind: str) -> None:
         with np.errstate(divide="ignore"):
             path = saved(tmp_path / "d.npy", truth if kind == "disparity" else 1 / truth)
-        signal = DepthArray(path, kind).signal(FPS)
-        assert signal == RawDepth(path, kind, LENGTH, HEIGHT, WIDTH, FPS)
-        assert_near_is_black(signal, truth, tmp_path)
+        raw_depth = DepthArray(path, kind).raw_depth(FPS)
+        assert raw_depth == RawDepth(path, kind, LENGTH, HEIGHT, WIDTH, FPS)
+        assert_near_is_black(raw_depth, truth, tmp_path)
 
     @pytest.mark.parametrize(
         ("name", "array"),
@@ -626,7 +629,7 @@ class TestArrays:
     )
     def test_others_must_be_copied(self, tmp_path: Path, name: str, array: np.ndarray) -> None:
         source = DepthArray(saved(tmp_path / name, array), "disparity")
-        assert source.signal(FPS) is None
+        assert source.raw_depth(FPS) is None
         np.testing.assert_array_equal(np.stack(list(source.read(range(7)))), np.ones((7, 4, 6)))
 
     def test_bfloat16(self, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longvie_core.control.depth.align import REACH, Affine, fit_affine, steadied
-from longvie_core.control.depth.engine import copy_depth, extract_depth
+from longvie_core.control.depth.engine import extract_depth
 from longvie_core.control.depth.meter import DepthMeter, temporal_flicker
+from longvie_core.control.depth.ready import copy_depth
 from longvie_core.control.normalize import write_control, write_control_per_clip
 from longvie_core.control.raw_depth import RawDepth
 from longvie_core.media.read import read_frames
@@ -84,8 +85,8 @@ def spread_of(truth: np.ndarray) -> float:
     return float(np.subtract(*np.percentile(truth, (95, 5))))
 
 
-def read(signal: RawDepth) -> np.ndarray:
-    return np.stack(list(signal.disparity(range(signal.frames))))
+def read(raw_depth: RawDepth) -> np.ndarray:
+    return np.stack(list(raw_depth.disparity(range(raw_depth.frames))))
 
 
 def agreement(got: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -99,26 +100,26 @@ class TestWindows:
     def test_random_scales_become_one(self, world: np.ndarray, tmp_path: Path) -> None:
         """Every window with its own scale (+-30 %), shift (+-30 % of the range) and 1 % noise."""
         spread = spread_of(world)
-        signals = {}
+        results = {}
         for align in (True, False):
             engine = Engine(world, window=16, overlap=4, spoil=jitter(0.3, 0.01, spread))
             path = tmp_path / f"{align}.npy"
-            signals[align] = read(extract_depth(Numbered(LENGTH), engine, path, align=align))
-        correlation, rest = agreement(signals[True], world)
+            results[align] = read(extract_depth(Numbered(LENGTH), engine, path, align=align))
+        correlation, rest = agreement(results[True], world)
         assert correlation > 0.9994
         assert rest < 0.012  # the noise alone is 0.010
-        assert agreement(signals[False], world)[1] > 15 * rest
+        assert agreement(results[False], world)[1] > 15 * rest
         # The scale of the last second is that of the first.
-        first, last = (np.polyfit(world[k].ravel(), signals[True][k].ravel(), 1)[0] for k in (slice(16), slice(-16, None)))
+        first, last = (np.polyfit(world[k].ravel(), results[True][k].ravel(), 1)[0] for k in (slice(16), slice(-16, None)))
         assert last == pytest.approx(first, rel=0.02)
 
     def test_flicker_falls_to_that_of_the_truth(self, world: np.ndarray, tmp_path: Path) -> None:
         meter = DepthMeter()
         engine = Engine(world, window=4, overlap=2, spoil=jitter(0.3, 0, spread_of(world)))
-        signal = extract_depth(Numbered(LENGTH), engine, tmp_path / "d.npy", before_alignment=meter.add)
+        raw_depth = extract_depth(Numbered(LENGTH), engine, tmp_path / "d.npy", before_alignment=meter.add)
         assert meter.frames == LENGTH
         assert meter.flicker > 5 * temporal_flicker(world)
-        assert temporal_flicker(signal) == pytest.approx(temporal_flicker(world), rel=0.01)
+        assert temporal_flicker(raw_depth) == pytest.approx(temporal_flicker(world), rel=0.01)
 
     @settings(max_examples=60, deadline=None)
     @given(st.data())
@@ -127,8 +128,8 @@ class TestWindows:
         overlap = data.draw(st.integers(1, window - 1))
         truth = np.random.default_rng(0).random((length, 5, 6)).astype(np.float32)
         engine = Engine(truth, window=window, overlap=overlap)
-        signal = extract_depth(Numbered(length), engine, tmp_path_factory.mktemp("w") / "d.npy")
-        np.testing.assert_allclose(read(signal), truth, atol=1e-5)
+        raw_depth = extract_depth(Numbered(length), engine, tmp_path_factory.mktemp("w") / "d.npy")
+        np.testing.assert_allclose(read(raw_depth), truth, atol=1e-5)
         assert {len(call) for call in engine.calls} == {min(window, length)}  # the last one too
         assert all(call == list(range(call[0], call[-1] + 1)) for call in engine.calls)
         shared = [len(set(one) & set(other)) for one, other in itertools.pairwise(engine.calls)]
@@ -144,9 +145,9 @@ class TestWindows:
     def test_distances_are_blended_as_disparity(self, tmp_path: Path) -> None:
         z = np.array([[1, 4], [2, np.inf]], np.float32)
         engine = Engine(np.stack([z] * 9), kind="depth", window=4, overlap=1)
-        signal = extract_depth(Numbered(9), engine, tmp_path / "d.npy")
-        assert signal.kind == "disparity"
-        np.testing.assert_array_equal(read(signal), np.stack([1 / z] * 9))
+        raw_depth = extract_depth(Numbered(9), engine, tmp_path / "d.npy")
+        assert raw_depth.kind == "disparity"
+        np.testing.assert_array_equal(read(raw_depth), np.stack([1 / z] * 9))
 
 
 class TestPerFrame:
@@ -157,27 +158,27 @@ class TestPerFrame:
         meter = DepthMeter()
         raw = []
         engine = Engine(world, spoil=jitter(0.05, 0.01, spread))
-        signal = extract_depth(
+        raw_depth = extract_depth(
             Numbered(LENGTH), engine, tmp_path / "d.npy", before_alignment=lambda frame: (meter.add(frame), raw.append(frame))
         )
-        got = read(signal)
+        got = read(raw_depth)
         correlation, rest = agreement(got, world)
         assert correlation > 0.9985
         assert rest < 0.017  # the noise alone is 0.010
         assert agreement(np.stack(raw), world)[1] > 3 * rest
         floor = temporal_flicker(noisy)
         assert meter.flicker > 2.5 * floor
-        assert temporal_flicker(signal) == pytest.approx(floor, rel=0.02)
+        assert temporal_flicker(raw_depth) == pytest.approx(floor, rel=0.02)
 
     def test_strong_jitter(self, world: np.ndarray, tmp_path: Path) -> None:
         """30 %: the flicker is gone, a slow wandering of the scale stays."""
         spread = spread_of(world)
         engine = Engine(world, spoil=jitter(0.3, 0, spread))
         meter = DepthMeter()
-        signal = extract_depth(Numbered(LENGTH), engine, tmp_path / "d.npy", before_alignment=meter.add)
-        assert agreement(read(signal), world)[0] > 0.985
-        assert meter.flicker > 20 * temporal_flicker(signal)
-        assert temporal_flicker(signal) < 1.15 * temporal_flicker(world)
+        raw_depth = extract_depth(Numbered(LENGTH), engine, tmp_path / "d.npy", before_alignment=meter.add)
+        assert agreement(read(raw_depth), world)[0] > 0.985
+        assert meter.flicker > 20 * temporal_flicker(raw_depth)
+        assert temporal_flicker(raw_depth) < 1.15 * temporal_flicker(world)
 
     def test_what_is_consistent_stays_so(self, world: np.ndarray) -> None:
         """A moving camera must not be mistaken for a change of scale, however long it goes on."""
@@ -221,9 +222,9 @@ class TestPerFrame:
     def test_metres_are_left_alone(self, tmp_path: Path) -> None:
         z = np.random.default_rng(0).uniform(1, 9, (20, 6, 8)).astype(np.float32)
         z[:, 0] = np.inf
-        signal = extract_depth(Numbered(20), Engine(z, kind="depth"), tmp_path / "z.npy")
-        assert signal == RawDepth(tmp_path / "z.npy", "depth", 20, 6, 8, FPS)
-        np.testing.assert_array_equal(np.load(signal.path), z)
+        raw_depth = extract_depth(Numbered(20), Engine(z, kind="depth"), tmp_path / "z.npy")
+        assert raw_depth == RawDepth(tmp_path / "z.npy", "depth", 20, 6, 8, FPS)
+        np.testing.assert_array_equal(np.load(raw_depth.path), z)
         aligned = extract_depth(Numbered(20), Engine(z, kind="depth"), tmp_path / "a.npy", align=True)
         assert aligned.kind == "disparity"
 
@@ -328,8 +329,8 @@ class TestBadDepth:
     @pytest.mark.parametrize(("window", "overlap"), [(1, 0), (5, 2)])
     def test_constant_depth_makes_a_grey_control(self, tmp_path: Path, window: int, overlap: int) -> None:
         engine = Engine(np.full((9, 16, 16), 3.0), window=window, overlap=overlap)
-        signal = extract_depth(Numbered(9), engine, tmp_path / "d.npy")
-        control = write_control(signal, ClipPlan(16, 16, frames=9), tmp_path / "d.mkv")
+        raw_depth = extract_depth(Numbered(9), engine, tmp_path / "d.npy")
+        control = write_control(raw_depth, ClipPlan(16, 16, frames=9), tmp_path / "d.mkv")
         assert {int(value) for frame in read_frames(control.paths[0], range(9)) for value in np.unique(frame)} == {127}
 
     def test_a_fade_to_black_does_not_break_the_scale(self, world: np.ndarray, tmp_path: Path) -> None:
@@ -411,9 +412,9 @@ class TestCopy:
     def test_frames_are_taken_as_they_are(self, tmp_path: Path) -> None:
         values = np.random.default_rng(0).random((9, 4, 6)).astype(np.float32)
         seen = []
-        signal = copy_depth(Source(values), tmp_path / "a.npy", FPS, progress=lambda *done: seen.append(done))
-        assert signal == RawDepth(tmp_path / "a.npy", "disparity", 9, 4, 6, FPS)
-        np.testing.assert_array_equal(read(signal), values)
+        raw_depth = copy_depth(Source(values), tmp_path / "a.npy", FPS, progress=lambda *done: seen.append(done))
+        assert raw_depth == RawDepth(tmp_path / "a.npy", "disparity", 9, 4, 6, FPS)
+        np.testing.assert_array_equal(read(raw_depth), values)
         assert seen == [(done, 9) for done in range(1, 10)]
         resampled = copy_depth(Source(values, "depth"), tmp_path / "b.npy", FPS, [0, 0, 3, 8, 8])
         np.testing.assert_array_equal(np.load(resampled.path), values[[0, 0, 3, 8, 8]])
@@ -433,9 +434,9 @@ class TestPerClipAblation:
     def test_each_clip_by_its_own_percentiles(self, tmp_path: Path) -> None:
         random = np.random.default_rng(0)
         values = (random.random((23, 16, 16)) * np.linspace(1, 3, 23)[:, None, None]).astype(np.float32)
-        signal = copy_depth(Source(values), tmp_path / "d.npy", FPS)
+        raw_depth = copy_depth(Source(values), tmp_path / "d.npy", FPS)
         plan = ClipPlan(16, 16, frames=9, tail="pad")
-        control = write_control_per_clip(signal, plan, tmp_path / "clips", (10.0, 90.0))
+        control = write_control_per_clip(raw_depth, plan, tmp_path / "clips", (10.0, 90.0))
         assert control.per_clip and control.near_is_black and control.length(9, 1) == 25
         plan = plan.resolved(23)
         for clip, (start, stop) in enumerate([(0, 9), (8, 17), (16, 23)]):
@@ -448,6 +449,6 @@ class TestPerClipAblation:
         assert (control.first_frame(plan, 1) != list(control.window(plan, 0))[-1]).any()  # the shared frame
 
     def test_too_short(self, tmp_path: Path) -> None:
-        signal = copy_depth(Source(np.ones((5, 16, 16), np.float32)), tmp_path / "d.npy", FPS)
+        raw_depth = copy_depth(Source(np.ones((5, 16, 16), np.float32)), tmp_path / "d.npy", FPS)
         with pytest.raises(ValueError, match="has 5 frames, but one clip needs 9"):
-            write_control_per_clip(signal, ClipPlan(16, 16, frames=9), tmp_path / "clips")
+            write_control_per_clip(raw_depth, ClipPlan(16, 16, frames=9), tmp_path / "clips")

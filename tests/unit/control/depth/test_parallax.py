@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from longvie_core.control.depth.camera_motion import FOCAL_PER_DIAGONAL, ground, rays
 from longvie_core.control.depth.engine import extract_depth
-from longvie_core.control.depth.parallax import FOCAL_PER_DIAGONAL, NEAREST, ParallaxDepth, ground, rays
+from longvie_core.control.depth.parallax import NEAREST, ParallaxDepth
 from longvie_core.control.normalize import write_control
 from longvie_core.media.read import read_frames
 from longvie_core.plan import ClipPlan
+from longvie_core.world.motion import Path as SolidPath
+from longvie_core.world.motion import Wave
 from longvie_core.world.render import render_frames
-from longvie_core.world.scene import Path as SolidPath
-from longvie_core.world.scene import Scene, Wave, make_scene
+from longvie_core.world.scene import Scene, make_scene
 
 cv2 = pytest.importorskip("cv2")
 
@@ -214,9 +216,9 @@ class Pictures:
 
 def test_near_comes_out_black_through_the_control(tmp_path: Path) -> None:
     frames, board = two_planes(1)
-    signal = extract_depth(Pictures(frames), ENGINE, tmp_path / "depth.npy")
+    raw_depth = extract_depth(Pictures(frames), ENGINE, tmp_path / "depth.npy")
     plan = ClipPlan(frames=FRAMES, width=WIDTH, height=HEIGHT)
-    write_control(signal, plan, tmp_path / "dense.mkv")
+    write_control(raw_depth, plan, tmp_path / "dense.mkv")
     for picture, where in zip(read_frames(tmp_path / "dense.mkv", range(FRAMES)), board, strict=True):
         grey, rows = picture[..., 0].astype(float), slice(35, 65)
         assert grey[rows][where[rows]].mean() < grey[rows][~where[rows]].mean() - 20

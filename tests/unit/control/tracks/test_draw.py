@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from longvie_core.control.tracks.draw import cover_resize, depth_to_z, point_colors, reference_grid, render_tracks
+from longvie_core.control.tracks.draw import point_colours, reference_grid, render_tracks
+from longvie_core.control.tracks.point_depth import cover_resize, depth_to_z
 from tests.helpers.places import RECORDED
 
 
@@ -44,7 +45,7 @@ def byte(value):
     return min(max(round(float(value)), 0), 255) if math.isfinite(value) else 0
 
 
-def slow_colors(points):
+def slow_colours(points):
     with np.errstate(all="ignore"):
         xs, ys = points[:, 0], points[:, 1]
         inverse = [float(np.float32(1) / z) for z in points[:, 2]]
@@ -60,7 +61,7 @@ def slow_colors(points):
 
 
 def slow_frames(tracks, width, height):
-    colors = slow_colors(tracks[0])
+    colours = slow_colours(tracks[0])
     start = [[float(v) for v in point] for point in tracks[0]]
     frames = np.zeros((len(tracks), height, width, 3), np.uint8)
     radius = 0.0
@@ -75,7 +76,7 @@ def slow_frames(tracks, width, height):
             for row in range(int(y - radius / 1.5), int(y + radius / 1.5) + 1):
                 for column in range(int(x - radius), int(x + radius) + 1):
                     if 0 <= row < height and 0 <= column < width:
-                        frames[t, row, column] = colors[i]
+                        frames[t, row, column] = colours[i]
     return frames
 
 
@@ -117,29 +118,29 @@ def test_reference_equals_a_slow_painter(seed):
 
 
 def test_blue_is_lost_in_reference_when_z_reaches_zero(golden):
-    assert point_colors(golden["vis.tracks"][0])[:, 2].max() == 255
-    assert point_colors(golden["vis_z0.tracks"][0])[:, 2].max() == 0
+    assert point_colours(golden["vis.tracks"][0])[:, 2].max() == 255
+    assert point_colours(golden["vis_z0.tracks"][0])[:, 2].max() == 0
 
 
 def test_one_point_at_zero_loses_only_its_own_blue_in_reference():
     """Infinity does not reach the 98th percentile of 100 points, and OpenCV makes 0 of the infinite colour."""
     points = np.stack([np.arange(100), np.arange(100), np.linspace(0, 1, 100)], axis=1)
-    blue = point_colors(points)[:, 2]
+    blue = point_colours(points)[:, 2]
     assert blue[0] == 0
     assert (blue[1:20] > 20).all()
 
 
 def test_reference_paints_far_over_near():
     tracks = [[[20, 20, 0.9], [23, 20, 0.1], [40, 40, 0.5]]]
-    colors = point_colors(np.array(tracks[0], np.float32))
-    np.testing.assert_array_equal(draw(tracks)[0, 20, 22], colors[1])
+    colours = point_colours(np.array(tracks[0], np.float32))
+    np.testing.assert_array_equal(draw(tracks)[0, 20, 22], colours[1])
 
 
-def test_colors_stay_those_of_the_first_frame(golden):
+def test_colours_stay_those_of_the_first_frame(golden):
     tracks = golden["vis.tracks"].copy()
     tracks[1:, :, 2] = tracks[1:, ::-1, 2]
-    seen = {tuple(color) for color in draw(tracks)[1:].reshape(-1, 3)}
-    assert seen <= {tuple(color) for color in point_colors(tracks[0])} | {(0, 0, 0)}
+    seen = {tuple(colour) for colour in draw(tracks)[1:].reshape(-1, 3)}
+    assert seen <= {tuple(colour) for colour in point_colours(tracks[0])} | {(0, 0, 0)}
 
 
 def test_frames_do_not_share_memory():
@@ -153,8 +154,8 @@ def test_frames_do_not_share_memory():
 
 def test_corrected_paints_near_over_far():
     tracks = [[[20, 20, 0.9], [23, 20, 0.1], [40, 40, 0.5]]]
-    colors = point_colors(np.array(tracks[0], np.float32), "corrected")
-    np.testing.assert_array_equal(draw(tracks, style="corrected")[0, 20, 21], colors[0])
+    colours = point_colours(np.array(tracks[0], np.float32), "corrected")
+    np.testing.assert_array_equal(draw(tracks, style="corrected")[0, 20, 21], colours[0])
 
 
 def test_corrected_leaves_hidden_points_out_and_nothing_else():
@@ -170,7 +171,7 @@ def test_corrected_leaves_hidden_points_out_and_nothing_else():
 
 def test_corrected_keeps_blue_and_far_is_bluer(golden):
     points = golden["vis_z0.tracks"][0]
-    blue = point_colors(points, "corrected")[:, 2]
+    blue = point_colours(points, "corrected")[:, 2]
     assert (blue[points[:, 2] == 0] == 255).all()
     far_first = blue[np.argsort(points[:, 2])].astype(int)
     assert (np.diff(far_first) <= 0).all()
@@ -180,10 +181,10 @@ def test_corrected_keeps_blue_and_far_is_bluer(golden):
 
 def test_corrected_gives_a_channel_without_range_the_middle():
     points = np.array([[5, 8, 0.5], [5, 20, 0.5]], np.float32)
-    np.testing.assert_array_equal(point_colors(points, "corrected"), [[128, 0, 128], [128, 255, 128]])
+    np.testing.assert_array_equal(point_colours(points, "corrected"), [[128, 0, 128], [128, 255, 128]])
     points[:, 2] = 0, 0.5
-    np.testing.assert_array_equal(point_colors(points, "corrected")[:, 2], [255, 128])
-    np.testing.assert_array_equal(point_colors(points, "reference")[:, ::2], 0)
+    np.testing.assert_array_equal(point_colours(points, "corrected")[:, 2], [255, 128])
+    np.testing.assert_array_equal(point_colours(points, "reference")[:, ::2], 0)
 
 
 def test_corrected_uses_one_size_for_all_points_and_frames():

@@ -12,23 +12,18 @@ import pytest
 from scipy import ndimage
 
 from longvie_core.control.control import Control
-from longvie_core.control.tracks.draw import reference_grid, render_tracks
+from longvie_core.control.tracks.draw import draw_clip, reference_grid, render_tracks
 from longvie_core.control.tracks.flow import FlowTracker
 from longvie_core.control.tracks.lucas_kanade import LucasKanade
-from longvie_core.control.tracks.types import Tracks
-from longvie_core.control.tracks.write import (
-    clip_points,
-    draw_clip,
-    given_tracks,
-    hide_occluded,
-    write_given_tracks,
-    write_tracks,
-)
+from longvie_core.control.tracks.point_depth import clip_points, hide_occluded
+from longvie_core.control.tracks.types import Tracks, external_tracks
+from longvie_core.control.tracks.write import write_external_tracks, write_tracks
 from longvie_core.media.read import read_frames
 from longvie_core.media.write import VideoWriter
 from longvie_core.plan import ClipPlan
-from longvie_core.world.render import grid_points, render_frames, track
+from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
+from longvie_core.world.track import grid_points, track
 
 WIDTH, HEIGHT = 96, 64
 CENTRE = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
@@ -779,7 +774,7 @@ class TestGivenTracks:
     def test_a_clip_draws_the_points_of_its_first_frame(self, tmp_path: Path, frames: int, tail: str) -> None:
         dense, grey = dense_control(tmp_path, frames)
         tracks, plan = whole_video_tracks(frames + 3), ClipPlan(64, 48, 9, tail=tail, source_frames=frames)
-        sparse = write_given_tracks(tracks, dense, plan, tmp_path / "t", style="corrected")
+        sparse = write_external_tracks(tracks, dense, plan, tmp_path / "t", style="corrected")
         assert [path.name for path in sparse.paths] == ["track_000.mkv", "track_001.mkv"]
         for clip, path in enumerate(sparse.paths):
             numbers = np.minimum(np.arange(8 * clip, 8 * clip + 9), frames - 1)
@@ -806,7 +801,7 @@ class TestGivenTracks:
         grey[4:, 20:, 20:] = 50
         dense = Control.from_video(dense_video(tmp_path, grey), "dense")
         path = np.repeat(reference_grid(PLAN.width, PLAN.height, SIDE)[None], 9, 0)
-        sparse = write_given_tracks(given_tracks(path, None), dense, PLAN, tmp_path / "t", style="corrected")
+        sparse = write_external_tracks(external_tracks(path, None), dense, PLAN, tmp_path / "t", style="corrected")
         drawn = np.stack(list(read_frames(sparse.paths[0], range(9))))
         for x, y in np.rint(path[0]).astype(int):
             np.testing.assert_array_equal(drawn[:, y, x].any(axis=-1), (np.arange(9) < 4) | (x < 20) | (y < 20))
@@ -815,15 +810,15 @@ class TestGivenTracks:
         dense, _ = dense_control(tmp_path, 20)
         plan = ClipPlan(64, 48, 9, source_frames=20)
         with pytest.raises(ValueError, match="tracks have 16 frames, but the plan's 2 clips need 17"):
-            write_given_tracks(whole_video_tracks(16), dense, plan, tmp_path / "t")
-        assert len(write_given_tracks(whole_video_tracks(17), dense, plan, tmp_path / "t").paths) == 2
+            write_external_tracks(whole_video_tracks(16), dense, plan, tmp_path / "t")
+        assert len(write_external_tracks(whole_video_tracks(17), dense, plan, tmp_path / "t").paths) == 2
 
     def test_a_clip_without_points(self, tmp_path: Path) -> None:
         dense, _ = dense_control(tmp_path, 17)
         tracks = whole_video_tracks(17)
         tracks.visible[8, 1:] = False
         with pytest.raises(ValueError, match="of the .* tracks are visible inside 64x48 in frame 8, where clip 2 starts"):
-            write_given_tracks(tracks, dense, PLAN, tmp_path / "t")
+            write_external_tracks(tracks, dense, PLAN, tmp_path / "t")
         assert not (tmp_path / "t").exists()
 
     @pytest.mark.parametrize(
@@ -836,7 +831,7 @@ class TestGivenTracks:
         ],
     )
     def test_visibility(self, visibility: np.ndarray | None, expected: list) -> None:
-        tracks = given_tracks(np.full((3, 2, 2), 7.5), visibility)
+        tracks = external_tracks(np.full((3, 2, 2), 7.5), visibility)
         assert (tracks.xy.dtype, tracks.visible.dtype) == (np.float32, bool)
         np.testing.assert_array_equal(tracks.visible, np.array(expected, bool))
 
@@ -855,4 +850,4 @@ class TestGivenTracks:
     )
     def test_errors_name_what_is_wrong(self, path: np.ndarray, visibility: np.ndarray | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            given_tracks(path, visibility)
+            external_tracks(path, visibility)
