@@ -80,11 +80,15 @@ def patch_grid(centre: np.ndarray, linear: np.ndarray, side: int, step: int) -> 
 
 def sample_at(picture: np.ndarray, xy: np.ndarray) -> np.ndarray:
     """Square patches uint8 [n, side, side] at positions [n, 2, side * side], bilinear, edges repeated."""
+    import cv2
+
     side = math.isqrt(xy.shape[2])
     if len(xy) == 0:
         return np.zeros((0, side, side), np.uint8)
-    x, y = xy.transpose(1, 0, 2)
-    # Not cv2.remap: before OpenCV 5 it rounds positions to 1/32 pixel, which adds up over the frames.
+    x, y = np.ascontiguousarray(xy.transpose(1, 0, 2))
+    if int(cv2.__version__.partition(".")[0]) >= 5:
+        return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(-1, side, side)
+    # Before OpenCV 5 its remap rounds positions to 1/32 pixel, which adds up over the frames.
     patches = map_coordinates(picture, [y, x], order=1, mode="nearest", output=np.float32)
     return np.rint(patches).astype(np.uint8).reshape(-1, side, side)
 
