@@ -112,7 +112,7 @@ class LongVieControlFromVideo(io.ComfyNode):
     @classmethod
     def execute(cls, modality, polarity, video=None, images=None) -> io.NodeOutput:
         if (video is None) == (images is None):
-            raise ValueError("connect either video or images to LongVie Control From Video, not both and not neither")
+            raise ValueError("connect either video or images to LongVie Control From Video: exactly one of the two")
         path = storage.image_file(images) if video is None else storage.video_file(video)
         return io.NodeOutput(Control.from_video(path, modality, near_is_black=polarity == "near = black"))
 

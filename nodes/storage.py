@@ -122,7 +122,7 @@ def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPl
         ValueError: neither or both are connected.
     """
     if (video is None) == (images is None):
-        raise ValueError("connect exactly one of video and images: either is the driving video")
+        raise ValueError("connect the driving video to exactly one of video or images, not both and not neither")
     path = image_file(images, plan.fps) if video is None else video_file(video)
     return Footage.open(path, plan.fps, plan.width, plan.height, fit)
 

@@ -93,7 +93,7 @@ def clip_parts(job: Job, clip: int, networks: NetworkParts) -> dict[str, str]:
     plan = script.plan
     positive, negative = script.prompts.texts(clip)
     parts = {
-        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap} at {plan.fps} fps",
+        "plan": f"{plan.width}x{plan.height} {plan.frames} frames overlap {plan.overlap}",  # the rate is the joined video's
         "frames taken": f"{plan.kept_frames(clip)}",
         "prompt": text_sha256(positive),
         "negative prompt": text_sha256(negative),

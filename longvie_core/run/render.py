@@ -123,7 +123,7 @@ def render(run: Run, job: Job, networks: Networks, tell: Callable[[str], None]) 
         report.add(*run.notes, *resume.reasons, f"kept {resume.kept} of {wanted.stop} clips")
         closing_lines = _render_clips(run, job, networks, keys, pending, report.add)
         done = max(pending.stop, resume.kept)
-        video = run.assemble(done, job.metadata, job.sound)
+        video = run.assemble(done, job.metadata, job.sound, plan.fps)
         closing_lines.append(f"{run.frames(done)} frames in {video.name}")
         if done < wanted.stop:
             closing_lines.append(f"paused after clip {done} of {wanted.stop}: queue again to go on")

@@ -272,13 +272,20 @@ class Run:
         """What is wrong with the video of a finished clip, in words; empty where nothing is."""
         return _file_damage(self.video_path(clip), self.manifest.clips[clip].video_sha256)
 
-    def assemble(self, clips: int, metadata: Mapping[str, str] | None = None, audio: Path | None = None) -> Path:
+    def assemble(
+        self,
+        clips: int,
+        metadata: Mapping[str, str] | None = None,
+        audio: Path | None = None,
+        fps: Fraction | None = None,
+    ) -> Path:
         """Join the first ``clips`` finished clips into ``video.mp4`` by stream copy; made again only if they changed.
 
         Args:
             clips: how many.
             metadata: tags of the file.
             audio: file whose sound is laid under the video, see :func:`longvie_core.media.concat.concat`.
+            fps: of the video; by default that of the last one, or of the clips.
 
         Raises:
             ValueError: so many clips are not finished, or the sound cannot be read.
@@ -287,16 +294,17 @@ class Run:
             raise ValueError(f"this run has {len(self.manifest.clips)} finished clips, {clips} cannot be joined")
         parts = [clip.video_sha256 for clip in self.manifest.clips[:clips]]
         sound = None if audio is None else file_sha256(audio)
-        made_from = text_sha256(json.dumps([parts, dict(metadata or {}), sound]))
+        rate = str(fps or self.manifest.fps)
+        made_from = text_sha256(json.dumps([parts, dict(metadata or {}), sound, rate]))
         if not self.video.is_file() or self.manifest.video != {"made_from": made_from, **_stamp(self.video)}:
             concat(
                 [self.video_path(clip) for clip in range(clips)],
                 self.video,
-                fps=Fraction(self.manifest.fps),
+                fps=Fraction(rate),
                 audio_from=audio,
                 metadata=metadata,
             )
-            self._write(replace(self.manifest, video={"made_from": made_from, **_stamp(self.video)}))
+            self._write(replace(self.manifest, fps=rate, video={"made_from": made_from, **_stamp(self.video)}))
         return self.video
 
     def _damage(self, clip: int, finished: FinishedClip) -> str:

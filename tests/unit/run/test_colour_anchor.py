@@ -103,7 +103,7 @@ class TestAnchoring:
         reference = np.zeros((2, 3))
         assert not settings.active
         assert settings.pixels(pixels, reference) is pixels and settings.latents(latents, reference) is latents
-        assert settings.reference(latents, frames_to_uint8(pixels)) is None
+        assert settings.statistics(latents, frames_to_uint8(pixels)) is None
 
     def test_each_space_leaves_the_other_alone(self) -> None:
         pixels, latents = random_frames(9, (0.0, 0.0, 0.0), 0.2), torch.zeros(1, 16, 2, 4, 4)
