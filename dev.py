@@ -3,12 +3,13 @@
 
 usage: python dev.py [--comfyui PATH] [--lowest] COMMAND [ARGS ...]
 
-  demo     start ComfyUI headless, let LongVie-Tiny make a 12-clip video of a rendered scene
-  test     check, then pytest; ARGS go to pytest
-  check    lint, format, layers of imports, types; ARGS name some of them
-  pythons  test and demo on the newest and on the oldest supported Python of this machine, and with the lowest versions
-  parity   compare with the golden data of the reference implementation
-  bench    measure speed, memory, accuracy and quality; without ARGS it lists the benchmarks
+  demo         start ComfyUI headless, let LongVie-Tiny make a 12-clip video of a rendered scene
+  test         check, then pytest; ARGS go to pytest
+  check        lint, format, layers of imports, types; ARGS name some of them
+  pythons      test and demo on the newest and on the oldest supported Python of this machine, and with the lowest versions
+  parity       compare with the golden data of the reference implementation
+  bench        measure speed, memory, accuracy and quality; without ARGS it lists the benchmarks
+  constraints  test with the newest versions that the packages are allowed to have, and record those if the tests pass
 
 The first start makes .venv beside this file (CPU build of torch) and fetches a pinned, checksum-verified ComfyUI into
 .host; later starts find both. Started by another Python, it makes and uses .venv-3.X. `--comfyui PATH`, or the variable
@@ -70,6 +71,9 @@ if not _has_ops():
     _schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
+
+# How all tests are run: in two processes that share out the files, each with a ComfyUI of its own.
+WHOLE = ["--numprocesses=2", "--dist=loadfile"]
 
 # What a failing command prints, and the mend. The order matters: without a network pip also says "No matching".
 MENDS = [
@@ -190,7 +194,7 @@ def make_venv(environment: Environment) -> None:
 def host_requirements(host: Path) -> list[str]:
     """What this ComfyUI asks for, without torch (see `torch_requirements`) and without what a headless host can spare."""
     skipped = HOST_UNUSED | {"torch", "torchvision", "torchaudio"}
-    return [line for line in _requirements(host / "requirements.txt") if _package_name(line) not in skipped]
+    return [line for line in _requirements(host / "requirements.txt") if package_name(line) not in skipped]
 
 
 def test_requirements() -> list[str]:
@@ -204,11 +208,22 @@ def test_requirements() -> list[str]:
 
 def lowest_versions(host: Path) -> list[str]:
     """Constraints that give each direct dependency, as far as it has one, its lower bound: `av>=16` becomes `av==16`."""
-    of_host = [line for line in host_requirements(host) if _package_name(line) in HOST_LIBRARIES]
+    of_host = [line for line in host_requirements(host) if package_name(line) in HOST_LIBRARIES]
     direct = [*of_host, *_requirements(ROOT / "requirements.txt"), *test_requirements()]
     bounds = (re.fullmatch(r"([\w.-]+) *>= *([\w.]+)", line) for line in direct)
-    lowest = {_package_name(bound.group(1)): bound.group(2) for bound in bounds if bound}
+    lowest = {package_name(bound.group(1)): bound.group(2) for bound in bounds if bound}
     return [f"{name}=={version}" for name, version in sorted((lowest | HOST_RAISED).items())]
+
+
+def constraints_file(python: tuple[int, int]) -> Path:
+    """Where the versions stand that the tests passed with on this Python."""
+    return ROOT / "devtools" / "constraints" / f"{python[0]}.{python[1]}.txt"
+
+
+def recorded_versions(host: Path) -> list[str]:
+    """These versions, where they are recorded; beside another host than the pinned one they might not be what it asks for."""
+    path = constraints_file(THIS_PYTHON)
+    return _requirements(path) if host == HOST and path.is_file() else []
 
 
 def _requirements(path: Path) -> list[str]:
@@ -216,7 +231,8 @@ def _requirements(path: Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def _package_name(requirement: str) -> str:
+def package_name(requirement: str) -> str:
+    """The name of a package as registries compare it, from a requirement."""
     name = re.match(r"[\w.-]+", requirement)
     return re.sub(r"[-_.]+", "-", name.group()).lower() if name else ""
 
@@ -257,14 +273,17 @@ def remove_half_installed(site_packages: Path) -> None:
             shutil.rmtree(info)
 
 
-def install_packages(environment: Environment, host: Path, *, lowest: bool = False) -> None:
-    """Bring the environment to what the host, the project and its tests ask for; nothing to do where that was done before."""
+def install_packages(environment: Environment, host: Path, constraints: list[str], *, upgrade: bool = False) -> None:
+    """Bring the environment to what the host, the project and its tests ask for; nothing to do where that was done before.
+
+    `constraints` says which versions; where it says nothing, `upgrade` takes the newest ones instead of what is there.
+    """
     others = [*host_requirements(host), *_requirements(ROOT / "requirements.txt"), *test_requirements()]
-    constraints = lowest_versions(host) if lowest else []
     wanted = "\n".join([*TORCH_TRIO, *others, *constraints]) + "\n"
-    if environment.installed.is_file() and environment.installed.read_text(encoding="utf-8") == wanted:
+    if not upgrade and environment.installed.is_file() and environment.installed.read_text(encoding="utf-8") == wanted:
         return
     environment.installed.unlink(missing_ok=True)
+    newest = ["--upgrade", "--upgrade-strategy", "eager"] if upgrade else []
     with Step(3, "installing packages (the first time about 2 minutes, 2 GB)") as step:
         query = [str(environment.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         site_packages = Path(step.run(query).strip())
@@ -273,7 +292,7 @@ def install_packages(environment: Environment, host: Path, *, lowest: bool = Fal
             listing, limits = Path(folder) / "requirements.txt", Path(folder) / "constraints.txt"
             listing.write_text("\n".join([*torch_requirements(installed_torch(site_packages)), *others]), "utf-8")
             limits.write_text("\n".join(constraints), "utf-8")
-            step.run(environment.pip("install", *torch_index(), "-r", str(listing), "-c", str(limits)))
+            step.run(environment.pip("install", *newest, *torch_index(), "-r", str(listing), "-c", str(limits)))
     with Step(4, "fitting torchvision and torchaudio to torch") as step:
         fit_companions(step, environment, site_packages)
     environment.installed.write_text(wanted, encoding="utf-8")
@@ -390,7 +409,7 @@ def run_tests(environment: Environment, arguments: list[str], variables: dict[st
     """What is tested, the checks, then the tests; the status of the first that failed."""
     run_module(environment, ["devtools.versions"], variables)
     checks = run_module(environment, ["devtools.check"], variables)
-    tests = run_module(environment, ["pytest", "--durations=15", *arguments], variables)
+    tests = run_module(environment, ["pytest", "--durations=15", *(arguments or WHOLE)], variables)
     return checks or tests
 
 
@@ -400,10 +419,12 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     parser = argparse.ArgumentParser(prog="dev.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("command", choices=["demo", "test", "check", "pythons", "parity", "bench"])
+    parser.add_argument("command", choices=["demo", "test", "check", "pythons", "parity", "bench", "constraints"])
     parser.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"))
     parser.add_argument("--lowest", action="store_true")
     options, rest = parser.parse_known_args(arguments)
+    if options.command == "constraints" and rest:
+        parser.error("constraints takes no ARGS: the versions are recorded when all tests pass")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through every `finally`, so that no pip is left behind
     if options.command == "pythons":
         from devtools.pythons import run_everywhere
@@ -414,7 +435,9 @@ def main(arguments: list[str]) -> int:
         warn_of_new_python(environment)
         make_venv(environment)
         host = find_host(environment, options.comfyui)
-        install_packages(environment, host, lowest=options.lowest)
+        renewing = options.command == "constraints"
+        versions = lowest_versions(host) if options.lowest else [] if renewing else recorded_versions(host)
+        install_packages(environment, host, versions, upgrade=renewing)
     except (SetupError, OSError) as error:
         mend = "" if isinstance(error, SetupError) else f"\nWhat to do: {_mend(str(error))}; then start again."
         print(f"dev.py: {error}{mend}", file=sys.stderr)
@@ -425,8 +448,9 @@ def main(arguments: list[str]) -> int:
     variables = {**os.environ, "COMFYUI_PATH": str(host)}
     # One thread is as fast for models this small, and keeps its pace and its last bits when the machine is busy.
     variables.setdefault("OMP_NUM_THREADS", "1")
-    if options.command == "test":
-        return run_tests(environment, rest, variables)
+    if options.command in ("test", "constraints"):
+        status = run_tests(environment, rest, variables)
+        return status if options.command == "test" or status else run_module(environment, ["devtools.constraints"], variables)
     return run_module(environment, [f"devtools.{options.command}", *rest], variables)
 
 

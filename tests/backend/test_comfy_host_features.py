@@ -405,6 +405,7 @@ def compiled_runs(tiny: Rig) -> Iterator[CompiledRuns]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compiled_equals_uncompiled_and_bakes_nothing_in(compiled_runs: CompiledRuns) -> None:
     for name, (ours, plain) in compiled_runs.pairs.items():
         assert torch.equal(ours, plain), name

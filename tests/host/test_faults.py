@@ -146,6 +146,7 @@ def refused(host: Host, prompt: dict) -> str:
 # ---- kills
 
 
+@pytest.mark.slow
 def test_killed_in_each_phase_of_writing_a_run_loses_nothing(faulty: FaultyHosts, reference: RunFolder) -> None:
     folder = folder_of(faulty, "killed")
     finished: dict[int, list] = {}
@@ -342,6 +343,7 @@ def test_a_manifest_of_a_future_version_is_refused_and_left_alone(faulty: Faulty
 # ---- two hosts
 
 
+@pytest.mark.slow
 def test_two_hosts_on_one_run(faulty: FaultyHosts, reference: RunFolder, half: RunFolder) -> None:
     """The second is refused while the first is at work, and takes over as soon as that is killed."""
     first, second = faulty.alive(0), faulty.alive(1)

@@ -230,6 +230,7 @@ def test_the_ablation_normalises_each_clip_by_itself(tiny_host: Host, driving_vi
 # ---- a real video
 
 
+@pytest.mark.slow
 def test_a_real_video_from_end_to_end(tiny_host: Host, tmp_path: Path) -> None:
     """250 frames at 25 fps become 160 at 16: ten clips, the last one filled up by a frame and cut again."""
     source = real_video("bikes.mp4")

@@ -103,6 +103,7 @@ def test_a_running_prompt_can_be_interrupted(host: Host) -> None:
     assert host.run(save_image_prompt(0x040506), timeout=60).status == "success"
 
 
+@pytest.mark.slow
 def test_a_pack_that_does_not_import_is_an_error(make_host, tmp_path: Path) -> None:
     broken = tmp_path / "broken_pack"
     broken.mkdir()
@@ -111,6 +112,7 @@ def test_a_pack_that_does_not_import_is_an_error(make_host, tmp_path: Path) -> N
         make_host(extra_packs=[broken])
 
 
+@pytest.mark.slow
 def test_a_host_killed_while_it_runs_is_an_error_and_leaves_no_process(make_host) -> None:
     before = set(psutil.Process().children(recursive=True))
     host = make_host()

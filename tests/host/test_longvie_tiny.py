@@ -107,6 +107,7 @@ def filmed_host(host: Host, truth: np.ndarray) -> Host:
     return host
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "gain"), [(FROM_CLIPS, 2.0), (FROM_VIDEO, 0.5)], ids=["control clips", "video"])
 def test_a_shipped_workflow_follows_its_controls(path: Path, gain: float, filmed_host: Host, truth: np.ndarray) -> None:
     """Its video is nearer to the truth, by ``gain`` dB or more, than one that is made without controls."""

@@ -223,6 +223,7 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_clip(reference: Refe
     assert_resumes_to(reference, host, prompt)
 
 
+@pytest.mark.slow
 def test_a_run_whose_host_was_killed_goes_on_in_the_next_host(
     reference: Reference, make_host: Callable[..., Host], stock: Callable[[Host], Host]
 ) -> None:

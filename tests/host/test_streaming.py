@@ -183,6 +183,7 @@ def test_the_report_says_how_much_of_the_time_was_sampler_and_vae(streamed: Stre
     assert float(found[0]) / 100 * float(found[1]) <= sum(clips) + 0.1 * CLIPS
 
 
+@pytest.mark.slow
 def test_what_the_loop_holds_survives_a_cache_without_room(
     make_host: Callable[..., Host], stock: Callable[[Host], Host]
 ) -> None:

@@ -18,6 +18,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/
 """What people read."""
 
 
+OURS = {"longvie_core", "devtools", "tests", "dev", "nodes"}
+"""What this project calls itself in imports that are not relative; ``nodes`` alone is the host's."""
+
+
 def source_files(*folders: str) -> list[Path]:
     """Python files below these folders of the repository, as git has them or would have them."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders]
@@ -56,7 +60,7 @@ def test_the_pack_names_itself_relatively() -> None:
         f"{named(path)}: {module}"
         for path in source_files("longvie_core", "nodes")
         for level, module, _ in imports(path)
-        if level == 0 and module.split(".")[0] in {"longvie_core", "devtools", "tests", "dev"}
+        if level == 0 and module.split(".")[0] in OURS - {"nodes"}
     }
     assert wrong == set()
 
@@ -67,10 +71,27 @@ def test_no_room_uses_a_private_name_of_another() -> None:
         for path in source_files("longvie_core", "nodes", "devtools", "tests")
         for level, module, names in imports(path)
         for name in [*names, *module.split(".")]
-        if name.startswith("_")
-        and not name.startswith("__")
-        and (level or module.split(".")[0] in {"longvie_core", "nodes", "devtools", "tests"})
+        if name.startswith("_") and not name.startswith("__") and (level or module.split(".")[0] in OURS)
     }
+    assert wrong == set()
+
+
+def test_no_room_reaches_into_another() -> None:
+    """``room._name``, where ``room`` was imported from this project."""
+    wrong = set()
+    for path in source_files("longvie_core", "nodes", "devtools"):
+        rooms = {
+            name.split(".")[-1]
+            for level, module, names in imports(path)
+            if level or module.split(".")[0] in OURS
+            for name in names
+        }
+        wrong |= {
+            f"{named(path)}: {node.value.id}.{node.attr}"
+            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms
+            if node.attr.startswith("_") and not node.attr.startswith("__")
+        }
     assert wrong == set()
 
 

@@ -563,6 +563,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_clip(tmp_path: Path) -> None:
     """diffusers' context parallelism on two CPU processes over gloo, each with half of the tokens."""
     plain, control, backbone_file, control_file = write_nets(tmp_path, image=False)

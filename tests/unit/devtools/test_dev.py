@@ -7,12 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import dev
 from devtools import pythons
+from devtools.constraints import __main__ as constraints
 from devtools.versions import versions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -174,6 +177,35 @@ class TestPlan:
             ("python10", "--lowest test tests/unit"),
         ]
         assert self.runs([self.MIDDLE], self.MIDDLE) == [("python11", "demo"), ("python11", "--lowest test tests/unit")]
+
+
+class TestRecordedVersions:
+    FILES = sorted((ROOT / "devtools" / "constraints").glob("*.txt"))
+
+    @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+    def test_each_is_a_pin_that_the_bounds_allow(self, file: Path) -> None:
+        pins = dict(line.split("==") for line in dev._requirements(file))
+        assert not {"torch", "torchvision", "torchaudio"} & pins.keys(), "dev.py pins these itself"
+        for line in [*dev._requirements(ROOT / "requirements.txt"), *dev.test_requirements()]:
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(pins[dev.package_name(line)]), line
+
+    def test_they_hold_beside_the_pinned_host_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dev, "constraints_file", lambda python: self.FILES[0])
+        assert dev.recorded_versions(dev.HOST) == dev._requirements(self.FILES[0])
+        assert dev.recorded_versions(tmp_path) == []
+
+    def test_a_python_without_them_takes_the_newest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dev, "THIS_PYTHON", (3, 99))
+        assert dev.recorded_versions(dev.HOST) == []
+
+    def test_recording_writes_what_is_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(dev, "ROOT", tmp_path)
+        monkeypatch.setattr(dev, "constraints_file", lambda python: tmp_path / "here.txt")
+        assert constraints.main() == 0
+        pins = dict(line.split("==") for line in dev._requirements(tmp_path / "here.txt"))
+        assert pins["numpy"] == version("numpy") and pins["pytest"] == version("pytest")
+        assert not any(re.match("torch|nvidia|pip$", name) for name in pins.keys() - {"torchsde"})
 
 
 class TestRunEverywhere:

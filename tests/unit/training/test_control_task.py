@@ -275,6 +275,7 @@ def mean_flow(task: ControlTask) -> float:
     return float(np.mean(seen))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(latents: ClipLatents, codec: TrainingCodec, folder: Path) -> None:
     task = task_of(latents, codec)
     before = mean_flow(task)

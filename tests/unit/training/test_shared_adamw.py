@@ -66,6 +66,7 @@ def run_in_two_processes(folder: Path, state: str, stop_after: int = 0, compiled
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="torch's gloo processes are started by torchrun, which Windows lacks")
 def test_two_processes_with_shared_state_learn_the_same(tmp_path: Path) -> None:
     run_in_two_processes(tmp_path / "plain", "own")
@@ -79,6 +80,7 @@ def test_two_processes_with_shared_state_learn_the_same(tmp_path: Path) -> None:
     assert not [name for name in load_file(checkpoint / "model.safetensors") if name.endswith("0.bias")]  # it is frozen
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="torch's gloo processes are started by torchrun, which Windows lacks")
 def test_compiled_processes_make_sheets_and_go_on_uncompiled(tmp_path: Path) -> None:
     run_in_two_processes(tmp_path / "plain", "own")
