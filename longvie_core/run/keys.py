@@ -134,8 +134,10 @@ def _parts_of_later_clips(loop: LoopSettings) -> dict[str, str]:
     """What matters only where there is a clip before."""
     history, anchor = loop.history, loop.anchor
     return {
-        "history": f"{history.frames} frames, first frame sigma {float(history.first_frame_sigma)}" if history.frames else OFF,
-        "anchor": f"{anchor.space} {float(anchor.strength)}" if anchor.active else OFF,
+        "sampler/history": f"{history.frames} frames, first frame sigma {float(history.first_frame_sigma)}"
+        if history.frames
+        else OFF,
+        "sampler/anchor": f"{anchor.space} {float(anchor.strength)}" if anchor.active else OFF,
     }
 
 

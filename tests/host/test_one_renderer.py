@@ -120,7 +120,7 @@ def test_both_name_the_same_run_in_the_same_words(tiny_files: tuple[Host, Path],
         assert in_comfyui.keys() == without.keys() and in_comfyui.keys() >= NETWORKS
         settings = in_comfyui.keys() - NETWORKS
         assert {name: in_comfyui[name] for name in settings} == {name: without[name] for name in settings}
-    assert "first frame" in ours[0] and "history" not in ours[0] and "dense strength" in ours[1]
+    assert "first frame" in ours[0] and "sampler/history" not in ours[0] and "dense strength" in ours[1]
 
 
 def test_without_comfyui_control_latents_are_kept_clips_anchored_and_runs_paused(
@@ -137,7 +137,7 @@ def test_without_comfyui_control_latents_are_kept_clips_anchored_and_runs_paused
     assert generate_again(models, run, "--anchor", "latent", "--anchor-strength", "1") == 0
     text = capsys.readouterr().out
     # Anchoring draws later clips to the first one, which stays as it is.
-    assert "clips 2 .. 3 are rendered again: anchor changed" in text and "control latents: 0 encoded, 4 kept" in text
+    assert "clips 2 .. 3 are rendered again: sampler changed (anchor)" in text and "control latents: 0 encoded, 4 kept" in text
     anchored = files_of(run)
     assert anchored["clip_0001.safetensors"] == plain["clip_0001.safetensors"]
     assert anchored["clip_0002.safetensors"] != plain["clip_0002.safetensors"]
