@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from fractions import Fraction
 from pathlib import Path
 
 from comfy.cli_args import args
 from comfy_api.latest import Input, InputImpl, io, ui
 
+from ..longvie_core.run.manifest import Take
 from ..longvie_core.run.names import check_run_name
 from ..longvie_core.run.store import Run
 from . import storage
@@ -45,12 +47,13 @@ class LongVieAssemble(io.ComfyNode):
         run = storage.open_run(run_name)
         sound = storage.audio_file(driving_video, audio)
         with run.locked():
-            clips, left_out = intact_clips(run)
-            if not clips:
+            takes, left_out = intact_takes(run)
+            if not takes:
                 raise ValueError(f"run {run_name!r}: {left_out or 'no clip is finished yet; queue the clip loop'}")
-            video = run.assemble(clips, host_metadata(cls.hidden), sound)
+            video = run.assemble(takes, Fraction(run.manifest.fps), host_metadata(cls.hidden), sound)
             report = [*run.notes, *([left_out] if left_out else []), *sound_note(driving_video, audio, sound)]
-            report.append(f"{clips} clips, {run.frames(clips)} frames in {video.name}, {time.monotonic() - started:.1f} s")
+            frames = sum(take.frames for take in takes)
+            report.append(f"{len(takes)} clips, {frames} frames in {video.name}, {time.monotonic() - started:.1f} s")
         return io.NodeOutput(
             InputImpl.VideoFromFile(str(video)),
             "\n".join(report),
@@ -74,14 +77,13 @@ class LongVieAssemble(io.ComfyNode):
         return True
 
 
-def intact_clips(run: Run) -> tuple[int, str]:
-    """How many leading clips can be joined, and in words why not the rest of the finished ones."""
-    finished = len(run.manifest.clips)
-    for clip in range(finished):
-        damage = run.video_damage(clip)
-        if damage:
-            return clip, f"clips {clip + 1} .. {finished} are left out: {damage}; queue the clip loop"
-    return finished, ""
+def intact_takes(run: Run) -> tuple[list[Take], str]:
+    """The leading takes of the run's sequence that can be joined, and in words why not the rest."""
+    takes = run.manifest.clips
+    for clip, take in enumerate(takes):
+        if wrong := run.damage(take.video):
+            return list(takes[:clip]), f"clips {clip + 1} .. {len(takes)} are left out: {wrong}; queue the clip loop"
+    return list(takes), ""
 
 
 def sound_inputs() -> list[io.Input]:

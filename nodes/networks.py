@@ -156,7 +156,7 @@ class ComfyNetworks(Networks):
         """The encoded prompts in this folder; ``None`` = in memory."""
         return EncodedTexts(self.prompts, self.sampler.sampler.model, folder)
 
-    def open(self, job: Job, clips: range) -> backend.ComfyBackend:
+    def open(self, job: Job, clips: Sequence[int]) -> backend.ComfyBackend:
         """The host loads its models itself, when they are used."""
         return open_backend(self.sampler, clips)
 

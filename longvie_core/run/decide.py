@@ -58,14 +58,18 @@ class Decision:
         return tuple(clip for clip, take in enumerate(self.takes) if take is None)
 
 
-def find(manifest: Manifest, clip: int, key: ClipKey, link: Link, damage: Damage) -> tuple[Take | None, Take | None, list[str]]:
+Read = Callable[[], Manifest]
+"""The manifest as it is now: looking at a file may renew what is known of it."""
+
+
+def find(read: Read, clip: int, key: ClipKey, link: Link, damage: Damage) -> tuple[Take | None, Take | None, list[str]]:
     """The newest take of a clip that fits a key after the take before it.
 
     Returns:
         The take as it is there; the same under today's fingerprint; what is wrong with takes that would fit but are damaged.
     """
     damages: list[str] = []
-    for take in manifest.of(clip):
+    for take in read().of(clip):
         previous = {link.fingerprint, link.former} - {""} or {""}
         if not any(key.matches(take.fingerprint, before) for before in previous):
             continue
@@ -75,20 +79,20 @@ def find(manifest: Manifest, clip: int, key: ClipKey, link: Link, damage: Damage
         if wrong := damage(take.latents):
             damages.append(wrong)
             continue
-        # Read again: looking at its files may have renewed what is known of them.
-        current = next(other for other in manifest.of(clip) if other.fingerprint == take.fingerprint)
+        damage(take.video)
+        current = next(other for other in read().of(clip) if other.fingerprint == take.fingerprint)
         return current, replace(current, fingerprint=key.fingerprint(link.fingerprint), parts=dict(key.parts)), damages
     return None, None, damages
 
 
-def decide(manifest: Manifest, keys: Sequence[ClipKey], fixed: int, damage: Damage) -> Decision:
+def decide(read: Read, keys: Sequence[ClipKey], fixed: int, damage: Damage) -> Decision:
     """Look for takes that fit, clip by clip.
 
     A take that has to be rendered again because its latents are lost is expected to come out as it was, so what follows it is
     kept for now; rendering looks again (:func:`longvie_core.run.render.render`).
 
     Args:
-        manifest: of the run.
+        read: gives the run's manifest.
         keys: of all clips that are wanted.
         fixed: this many leading clips are kept even where they were made with other settings.
         damage: says what is wrong with a file.
@@ -104,9 +108,9 @@ def decide(manifest: Manifest, keys: Sequence[ClipKey], fixed: int, damage: Dama
     again: list[int] = []
     link = Link()
     for clip, key in enumerate(keys):
-        before = manifest.sequence[clip : clip + 1]
-        last = next((take for take in manifest.of(clip) if (take.fingerprint,) == before), None)
-        take, current, damages = find(manifest, clip, key, link, damage)
+        before = read().sequence[clip : clip + 1]
+        last = next((take for take in read().of(clip) if (take.fingerprint,) == before), None)
+        take, current, damages = find(read, clip, key, link, damage)
         if take is None and clip < fixed:
             current = _fixed(clip, key, last, damage, notes)
             take = current

@@ -167,7 +167,7 @@ class DiffusersNetworks(Networks):
         encoder = f"{files_fingerprint(self.files.vae)} {self.sampling.device} diffusers {torch.__version__}"
         return LatentStore(ControlCache(self.cache, cache_limit()), encoder)
 
-    def open(self, job: Job, clips: range) -> DiffusersBackend:
+    def open(self, job: Job, clips: Sequence[int]) -> DiffusersBackend:
         """The networks on their device, shared by all processes where there are several."""
         from ..backends import diffusers as backend
 
@@ -196,12 +196,14 @@ class DiffusersNetworks(Networks):
 
 def sample_along(folder: Path, job: Job, networks: DiffusersNetworks) -> None:
     """Sample the clips of a run together with the first process, which alone renders it (:func:`render`) and writes."""
-    pending, carry = _broadcast()
-    if not pending:
-        return
-    backend = networks.open(job, pending)
-    for _ in generate(job.script, pending, carry, backend, job.loop, networks.texts(folder / "prompts").read):
-        pass
+    backend, texts = None, networks.texts(folder / "prompts")
+    while True:
+        clips, carry = _broadcast()
+        if not clips:
+            return
+        backend = backend or networks.open(job, clips)
+        for _ in generate(job.script, clips, carry, backend, job.loop, texts.read):
+            pass
 
 
 def processes() -> int:

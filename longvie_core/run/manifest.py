@@ -1,4 +1,4 @@
-"""``run.json``: which clips of a run are finished, from what they were made, and hashes of their files."""
+"""``run.json``: all takes of a run with what they were made from, the sequence that was last asked for, and its videos."""
 
 from __future__ import annotations
 
@@ -6,26 +6,17 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 from ..disk.fingerprints import text_sha256
 
 MANIFEST = "run.json"
 MANIFEST_COPY = "run.copy.json"
-MANIFEST_VERSION = 1
-
-
-@dataclass(frozen=True)
-class FinishedClip:
-    """Manifest entry of a finished clip."""
-
-    fingerprint: str
-    parts: dict[str, str]
-    frames: int
-    latents_sha256: str
-    video_sha256: str
-    seconds: float
+MANIFEST_VERSION = 2
+UNKNOWN = ""
+"""Version 1 did not write down what a clip started from."""
 
 
 class ManifestVersionError(ValueError):
@@ -33,20 +24,114 @@ class ManifestVersionError(ValueError):
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """Contents of ``run.json``."""
+class StoredFile:
+    """A finished file as it was written; size and time stand for its content as long as they stay the same.
 
+    Args:
+        name: in the run's folder.
+        sha256: of its bytes.
+        size: bytes; -1 = not known (version 1).
+        mtime_ns: time of its last change.
+    """
+
+    name: str
+    sha256: str
+    size: int = -1
+    mtime_ns: int = -1
+
+
+@dataclass(frozen=True)
+class Take:
+    """One rendering of a clip.
+
+    Args:
+        clip: its number, from 0.
+        fingerprint: of the parts and of the take before.
+        parts: what it was made from (:mod:`longvie_core.run.keys`).
+        start: hash of the tail that it started from; ``UNKNOWN`` for the first clip and in version 1.
+        tail: hash of the tail that it left; ``UNKNOWN`` in version 1.
+        frames: that the video takes from it.
+        latents, video: its files.
+        seconds: how long rendering took.
+        created: ISO 8601 date and time, UTC; empty in version 1.
+        seed: of the noise, with the clip's own offset; ``None`` in version 1.
+        prompt: the positive text.
+        pinned: whether :mod:`longvie_core.run.__main__` was told to keep it whatever happens.
+    """
+
+    clip: int
+    fingerprint: str
+    parts: Mapping[str, str]
+    frames: int
+    latents: StoredFile
+    video: StoredFile
+    seconds: float
+    start: str = UNKNOWN
+    tail: str = UNKNOWN
+    created: str = ""
+    seed: int | None = None
+    prompt: str = ""
+    pinned: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, as far as they are known."""
+        return sum(max(file.size, 0) for file in (self.latents, self.video))
+
+
+@dataclass(frozen=True)
+class Video:
+    """A joined video.
+
+    Args:
+        file: it.
+        made_from: hash of the takes, rate and sound.
+        takes: fingerprints, in their order.
+    """
+
+    file: StoredFile
+    made_from: str
+    takes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``run.json``.
+
+    Args:
+        takes: all of them, in the order in which they were finished.
+        sequence: fingerprints of the takes that the last queue asked for, clip by clip.
+        videos: that were joined, in their order.
+        fps: rate of the last queue; empty where nothing is finished.
+    """
+
+    takes: tuple[Take, ...] = ()
+    sequence: tuple[str, ...] = ()
+    videos: tuple[Video, ...] = ()
     fps: str = ""
-    clips: tuple[FinishedClip, ...] = ()
-    video: dict[str, object] = field(default_factory=dict)
+
+    def of(self, clip: int) -> list[Take]:
+        """Takes of a clip, newest first."""
+        return [take for take in reversed(self.takes) if take.clip == clip]
+
+    @property
+    def clips(self) -> tuple[Take, ...]:
+        """The takes of the sequence."""
+        known = {(take.clip, take.fingerprint): take for take in self.takes}
+        return tuple(known[clip, fingerprint] for clip, fingerprint in enumerate(self.sequence))
+
+    def with_take(self, take: Take) -> Manifest:
+        """With one more take, in place of one of the same clip and fingerprint."""
+        others = (other for other in self.takes if (other.clip, other.fingerprint) != (take.clip, take.fingerprint))
+        return replace(self, takes=(*others, take))
 
     def to_json(self) -> str:
         data = {"version": MANIFEST_VERSION, **asdict(self)}
-        return json.dumps({**data, "sha256": _content_sha256(data)}, indent=1)
+        return json.dumps({**data, "sha256": _content_sha256(data)}, indent=1, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, name: str = MANIFEST) -> Manifest:
-        """Parse a manifest.
+        """Parse a manifest; one of version 1 is carried over.
 
         Raises:
             ManifestVersionError: of another version.
@@ -57,7 +142,7 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name} is damaged ({error})") from error
         version = data.get("version") if isinstance(data, dict) else None
-        if version is True or version != MANIFEST_VERSION:
+        if isinstance(version, bool) or version not in (1, MANIFEST_VERSION):
             raise ManifestVersionError(
                 f"{name} has version {version!r}, this LongVie writes version {MANIFEST_VERSION}: update LongVie or use "
                 "another run name"
@@ -65,10 +150,78 @@ class Manifest:
         try:
             if data.pop("sha256", None) != _content_sha256(data):
                 raise ValueError("it was changed since it was written")
-            clips = tuple(_finished_clip(entry) for entry in data["clips"])
-            return cls(_rate(data["fps"]) if clips else "", clips, dict(data["video"]))
+            return _from_version_1(data) if version == 1 else _from_version_2(data)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"{name} is damaged ({type(error).__name__}: {error})") from error
+
+
+def clip_name(clip: int) -> str:
+    """How the files of a clip begin; version 1 called them so."""
+    return f"clip_{clip + 1:04d}"
+
+
+def _from_version_2(data: Mapping[str, Any]) -> Manifest:
+    takes = tuple(_take(entry) for entry in data["takes"])
+    manifest = Manifest(
+        takes,
+        tuple(_text(fingerprint) for fingerprint in data["sequence"]),
+        tuple(_video(entry) for entry in data["videos"]),
+        _rate(data["fps"]) if takes else "",
+    )
+    if len(manifest.clips) != len(data["sequence"]):
+        raise ValueError("its sequence names takes that it does not have")
+    return manifest
+
+
+def _from_version_1(data: Mapping[str, Any]) -> Manifest:
+    takes = tuple(_take_of_version_1(clip, entry) for clip, entry in enumerate(data["clips"]))
+    sequence = tuple(take.fingerprint for take in takes)
+    return Manifest(takes, sequence, (), _rate(data["fps"]) if takes else "")
+
+
+def _take_of_version_1(clip: int, entry: Mapping[str, Any]) -> Take:
+    name = clip_name(clip)
+    return Take(
+        clip=clip,
+        fingerprint=_text(entry["fingerprint"]),
+        parts={_text(key): _text(value) for key, value in entry["parts"].items()},
+        frames=_count(entry["frames"]),
+        latents=StoredFile(f"{name}.safetensors", _text(entry["latents_sha256"])),
+        video=StoredFile(f"{name}.mp4", _text(entry["video_sha256"])),
+        seconds=_seconds(entry["seconds"]),
+    )
+
+
+def _take(entry: Mapping[str, Any]) -> Take:
+    seed = entry["seed"]
+    if seed is not None and not isinstance(seed, int):
+        raise TypeError(f"seed {seed!r} is no whole number")
+    return Take(
+        clip=_count(entry["clip"] + 1) - 1,
+        fingerprint=_text(entry["fingerprint"]),
+        parts={_text(key): _text(value) for key, value in entry["parts"].items()},
+        frames=_count(entry["frames"]),
+        latents=_file(entry["latents"]),
+        video=_file(entry["video"]),
+        seconds=_seconds(entry["seconds"]),
+        start=_text(entry["start"]),
+        tail=_text(entry["tail"]),
+        created=_text(entry["created"]),
+        seed=seed,
+        prompt=_text(entry["prompt"]),
+        pinned=bool(entry["pinned"]),
+    )
+
+
+def _video(entry: Mapping[str, Any]) -> Video:
+    return Video(_file(entry["file"]), _text(entry["made_from"]), tuple(_text(take) for take in entry["takes"]))
+
+
+def _file(entry: Mapping[str, Any]) -> StoredFile:
+    name = _text(entry["name"])
+    if not name or "/" in name or "\\" in name or name in (".", ".."):
+        raise ValueError(f"{name!r} is no file of the run's folder")
+    return StoredFile(name, _text(entry["sha256"]), int(entry["size"]), int(entry["mtime_ns"]))
 
 
 def _content_sha256(data: Mapping[str, object]) -> str:
@@ -100,9 +253,3 @@ def _seconds(value: object) -> float:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise TypeError(f"{value!r} is no time")
     return float(value)
-
-
-def _finished_clip(entry: dict) -> FinishedClip:
-    parts = {_text(key): _text(value) for key, value in entry["parts"].items()}
-    hashes = [_text(entry[key]) for key in ("fingerprint", "latents_sha256", "video_sha256")]
-    return FinishedClip(hashes[0], parts, _count(entry["frames"]), hashes[1], hashes[2], _seconds(entry["seconds"]))

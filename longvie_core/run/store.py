@@ -1,28 +1,32 @@
 """A run on disk: nothing that was finished is ever lost, and nothing unchanged is ever rendered twice.
 
-``run.json`` is the manifest. Per clip there are ``clip_0001.safetensors`` (its latents and the lossless tail that the next clip
-starts from) and ``clip_0001.mp4`` (the frames that the stitched video takes from it). Every file is written under another name,
-flushed to disk and renamed; a clip counts as finished when the manifest says so, and is believed only while its hashes agree.
+Each rendering of a clip is a *take*: ``clip_0001_<fingerprint>.safetensors`` (its latents and the lossless tail that the next
+clip starts from) and ``.mp4`` (the frames that the joined video takes from it), listed in ``run.json``, the manifest. A take is
+never overwritten: what was changed and changed back finds its takes again. Every file is written under another name, flushed to
+disk and renamed; a take is finished when the manifest says so, and is believed only while its files are as they were written.
 The manifest holds its own hash and has a copy, ``run.copy.json``, that takes over when it is damaged. Everything that writes
 does so inside :meth:`Run.locked`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..disk.atomic import make_folder, remove_unfinished, write_atomically
 from ..disk.fingerprints import file_sha256, text_sha256
@@ -33,15 +37,17 @@ from ..media.write import VideoWriter
 from ..model.clip import TAIL_FRAMES
 from ..plan import ClipPlan
 from .colour_anchor import AnchorSettings, latent_statistics, pixel_statistics
-from .keys import ClipKey, in_words
+from .decide import Decision, Link, decide
+from .keys import ClipKey
 from .loop import Carry, ClipResult
-from .manifest import MANIFEST, MANIFEST_COPY, FinishedClip, Manifest, ManifestVersionError
+from .manifest import MANIFEST, MANIFEST_COPY, Manifest, ManifestVersionError, StoredFile, Take, Video, clip_name
 
 LOCK = "run.lock"
-VIDEO = "video.mp4"
 COLOURS = "colours"
 """Statistics of the first clip's frames, kept beside its latents: later clips may be anchored to them at any time."""
 
+FINGERPRINT_IN_NAME = 12
+"""Characters of a take's fingerprint that its files bear."""
 VIDEO_BYTES_PER_PIXEL = 1
 """More than the clips' h264 ever needs: pure noise takes 0.6 to 0.85 bytes a pixel."""
 VIDEO_MARGIN = 1.5
@@ -50,14 +56,6 @@ TEXT_BYTES = 512 * 4096 * 4
 """A text embedding of umt5-xxl, float32."""
 FILE_BYTES = 64 << 10
 """Headers, manifest entry and what a file system adds, a clip."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """What a run keeps: the first ``kept`` clips. ``reasons`` says in words why it goes on where it does."""
-
-    kept: int
-    reasons: tuple[str, ...] = ()
 
 
 class Run:
@@ -79,7 +77,9 @@ class Run:
         self.notes: list[str] = []
         self.manifest = Manifest()
         self._wanted = 0
-        self._kept = (self.manifest, 0)
+        self._kept: set[tuple[int, str]] = set()
+        self._known: set[tuple[int, str]] = set()
+        self._renewed = False
         with self._errors_by_name():
             make_folder(folder)
             self.manifest, _ = self._read()
@@ -107,19 +107,14 @@ class Run:
                 self._mend_manifest()
                 yield self
 
-    def latents_path(self, clip: int) -> Path:
-        return self.folder / f"clip_{clip + 1:04d}.safetensors"
+    def path(self, file: StoredFile) -> Path:
+        """Where a file of the run lies."""
+        return self.folder / file.name
 
-    def video_path(self, clip: int) -> Path:
-        return self.folder / f"clip_{clip + 1:04d}.mp4"
+    # ---- what there is
 
-    @property
-    def video(self) -> Path:
-        """The stitched video."""
-        return self.folder / VIDEO
-
-    def resume(self, keys: Sequence[ClipKey], fixed: int = 0) -> Resume:
-        """How many leading clips are finished, intact and made from the same things.
+    def decide(self, keys: Sequence[ClipKey], fixed: int = 0) -> Decision:
+        """Which takes fit, clip by clip, and in words why the others are rendered.
 
         Args:
             keys: of all clips that are wanted, in order.
@@ -128,53 +123,82 @@ class Run:
         Raises:
             ValueError: one of the fixed clips is missing or damaged.
         """
-        resume = self._compare(keys, fixed)
+        decision = decide(lambda: self.manifest, keys, fixed, self.damage)
         self._wanted = len(keys)
-        self._kept = (self.manifest, resume.kept)
-        return resume
+        self._known = {(take.clip, take.fingerprint) for take in self.manifest.takes}
+        self._kept = {(take.clip, take.fingerprint) for take in decision.takes if take is not None}
+        return decision
 
-    def _compare(self, keys: Sequence[ClipKey], fixed: int) -> Resume:
-        reasons: list[str] = []
-        previous = ""
-        for clip, key in enumerate(keys):
-            if clip >= len(self.manifest.clips):
-                if clip < fixed:
-                    raise ValueError(f"clip {clip + 1} is not finished in this run yet: start the range at clip {clip + 1}")
-                return Resume(clip, tuple(reasons))
-            finished = self.manifest.clips[clip]
-            damage = self._damage(clip, finished)
-            if damage:
-                if clip < fixed:
-                    raise ValueError(f"clip {clip + 1} must be kept, but {damage}: start the range at clip {clip + 1}")
-                return Resume(clip, (*reasons, f"clip {clip + 1} is rendered again: {damage}"))
-            if not key.matches(finished.fingerprint, previous):
-                groups, members = in_words(key.changed(finished.parts))
-                changed = groups or "an earlier clip"
-                if clip >= fixed:
-                    why = f"clips {clip + 1} .. {len(keys)} are rendered again: {changed} changed{members}"
-                    return Resume(clip, (*reasons, why))
-                reasons.append(f"clip {clip + 1} is kept although it was made with another {changed}{members}")
-            previous = finished.fingerprint
-        return Resume(len(keys), tuple(reasons))
+    def adopt(self, decision: Decision) -> None:
+        """Write down what was learnt by deciding: today's fingerprints of older takes, and files that were only touched."""
+        manifest = self.manifest
+        for old, new in decision.relabelled:
+            takes = tuple(
+                new if (take.clip, take.fingerprint) == (old.clip, old.fingerprint) else take for take in manifest.takes
+            )
+            sequence = tuple(
+                new.fingerprint if (clip, fingerprint) == (old.clip, old.fingerprint) else fingerprint
+                for clip, fingerprint in enumerate(manifest.sequence)
+            )
+            manifest = replace(manifest, takes=takes, sequence=sequence)
+        if decision.relabelled or self._renewed:
+            self._write(manifest)
 
-    def carry(self, clip: int, plan: ClipPlan, anchor: AnchorSettings | None = None) -> Carry:
-        """What clip ``clip`` needs of the video so far, read back from disk: the tail before it, and what it is anchored to.
+    def damage(self, file: StoredFile, full: bool = False) -> str:
+        """What is wrong with a file of a take, in words; empty where nothing is.
+
+        Size and time are looked at; the bytes are read only where these have changed, or where ``full`` asks for it.
+        """
+        path = self.path(file)
+        try:
+            status = path.stat()
+        except OSError:
+            return f"{file.name} is missing"
+        as_written = (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+        if as_written and not full:
+            return ""
+        if file_sha256(path) != file.sha256:
+            return f"{file.name} was changed or cut off since it was written"
+        if not as_written:
+            self._touched(file, status)
+        return ""
+
+    def _touched(self, file: StoredFile, status: os.stat_result) -> None:
+        """Remember in memory that a file whose size or time had changed is as it was; the next write keeps it."""
+        fresh = replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+        def renewed(known: StoredFile) -> StoredFile:
+            return fresh if known == file else known
+
+        takes = (replace(take, latents=renewed(take.latents), video=renewed(take.video)) for take in self.manifest.takes)
+        self.manifest = replace(self.manifest, takes=tuple(takes))
+        self._renewed = True
+
+    def carry(self, take: Take, plan: ClipPlan, first: Take | None = None, anchor: AnchorSettings | None = None) -> Carry:
+        """What the clip after a take needs of the video so far, read back from disk: its tail, and what is anchored to.
+
+        Args:
+            take: of the clip before.
+            plan: of the run.
+            first: the take of clip 1, to which later clips may be anchored.
+            anchor: how; not at all by default.
 
         Raises:
             ValueError: the tail has another size than the plan, or clip 1 was written without its colours.
         """
-        tail = self._tensor(clip - 1, "tail", 4)
+        tail = self._tensor(take, "tail", 4)
         if tail.shape[1:] != (plan.height, plan.width, 3):
             raise ValueError(
-                f"clip {clip} was rendered at {tail.shape[2]}x{tail.shape[1]}, the plan says {plan.width}x{plan.height}: "
-                "keep the size, or use another run name"
+                f"clip {take.clip + 1} was rendered at {tail.shape[2]}x{tail.shape[1]}, the plan says "
+                f"{plan.width}x{plan.height}: keep the size, or use another run name"
             )
-        statistics = self._anchor_statistics(anchor) if anchor is not None and anchor.active else None
-        return Carry(tail, first=False, anchor_statistics=statistics)
+        if anchor is None or not anchor.active or first is None:
+            return Carry(tail, first=False)
+        return Carry(tail, first=False, anchor_statistics=self._anchor_statistics(first, anchor))
 
-    def _anchor_statistics(self, anchor: AnchorSettings) -> np.ndarray:
+    def _anchor_statistics(self, first: Take, anchor: AnchorSettings) -> np.ndarray:
         """Statistics of the first clip, bit by bit as they were measured when it was rendered."""
-        path = self.latents_path(0)
+        path = self.path(first.latents)
         try:
             with safe_open(path, framework="pt") as file:
                 if anchor.space == "latent":
@@ -185,130 +209,226 @@ class Run:
                 f"{path.name} cannot be anchored to ({error}): render clip 1 again, or set anchor to off"
             ) from error
 
-    def last_frame(self, clip: int, plan: ClipPlan) -> np.ndarray:
-        """The last frame that the video takes from a finished clip, uint8 [H, W, 3]."""
-        frames = plan.kept_frames(clip)
-        return self._tensor(clip, "last", 3) if frames.stop < plan.frames else self._tensor(clip, "tail", 4)[-1]
+    def latents(self, take: Take) -> torch.Tensor:
+        """Latents [1, 16, f, h, w] of a take, float32, as the sampler gave them."""
+        try:
+            with safe_open(self.path(take.latents), framework="pt") as file:
+                return file.get_tensor("latent")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{take.latents.name} cannot be read ({error}): render clip {take.clip + 1} again") from error
 
-    def _tensor(self, clip: int, name: str, axes: int) -> np.ndarray:
-        """Pictures that are kept of a finished clip, uint8 with so many axes."""
-        path = self.latents_path(clip)
+    def last_frame(self, take: Take, plan: ClipPlan) -> np.ndarray:
+        """The last frame that the video takes from a take, uint8 [H, W, 3]."""
+        frames = plan.kept_frames(take.clip)
+        return self._tensor(take, "last", 3) if frames.stop < plan.frames else self._tensor(take, "tail", 4)[-1]
+
+    def _tensor(self, take: Take, name: str, axes: int) -> np.ndarray:
+        """Pictures that are kept of a take, uint8 with so many axes."""
+        path = self.path(take.latents)
         try:
             with safe_open(path, framework="pt") as file:
                 pictures = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path.name} cannot be read ({error}): render clip {clip + 1} again") from error
+            raise ValueError(f"{path.name} cannot be read ({error}): render clip {take.clip + 1} again") from error
         if pictures.ndim != axes or pictures.dtype != torch.uint8 or not pictures.numel():
-            raise ValueError(f"{path.name} has no pictures under {name!r}: render clip {clip + 1} again")
+            raise ValueError(f"{path.name} has no pictures under {name!r}: render clip {take.clip + 1} again")
         return pictures.numpy()
 
-    def frames(self, clips: int) -> int:
-        """Frames of the video made of the first ``clips`` clips."""
-        return sum(clip.frames for clip in self.manifest.clips[:clips])
+    def take(self, clip: int, fingerprint: str) -> Take:
+        """A take that is there, by its clip and fingerprint."""
+        return next(take for take in self.manifest.of(clip) if take.fingerprint == fingerprint)
 
     def state(self) -> str:
-        """Text that changes when the manifest or the stitched video does."""
-        return json.dumps([_stamp(path) if path.is_file() else None for path in (self.folder / MANIFEST, self.video)])
+        """Text that changes when the manifest or its newest video does."""
+        paths = [self.folder / MANIFEST, *(self.path(video.file) for video in self.manifest.videos[-1:])]
+        return json.dumps([_stamp(path) if path.is_file() else None for path in paths])
 
-    def estimate(self, plan: ClipPlan, pending: range, texts: int = 0) -> int:
-        """Bytes of disk that rendering takes at most, files that are replaced not deducted.
+    def occupied(self) -> str:
+        """How many takes there are and what they occupy, in words; empty where every clip has one."""
+        takes = self.manifest.takes
+        spare = [take for take in takes if not self.is_used(take)]
+        if not spare:
+            return ""
+        sizes = [sum(take.size for take in group) / (1 << 20) for group in (takes, spare)]
+        clips = len({take.clip for take in takes})
+        return (
+            f"{len(takes)} takes of {clips} clips occupy {sizes[0]:.1f} MiB; {len(spare)} are in no video "
+            f"({sizes[1]:.1f} MiB): python -m longvie_core.run shows and prunes them"
+        )
 
-        Latents and tails are known exactly; videos are taken from the clips that are kept, and are bounded where there are
-        none.
+    def is_used(self, take: Take) -> bool:
+        """Whether a take is in the sequence, in a video that is there, or pinned."""
+        if take.pinned or self.manifest.sequence[take.clip : take.clip + 1] == (take.fingerprint,):
+            return True
+        videos = (video for video in self.manifest.videos if self.path(video.file).is_file())
+        return any(video.takes[take.clip : take.clip + 1] == (take.fingerprint,) for video in videos)
+
+    def estimate(self, plan: ClipPlan, pending: int, joined: Sequence[Take] = (), texts: int = 0) -> int:
+        """Bytes of disk that rendering takes at most.
+
+        Latents and tails are known exactly; videos are taken from the takes that there are, and bounded where there are none.
 
         Args:
             plan: of the run.
-            pending: clips to be rendered.
+            pending: how many clips are to be rendered.
+            joined: takes that the joined video is made of beside them.
             texts: distinct texts of which an embedding may have to be kept.
         """
-        kept = self.manifest.clips[: pending.start]
-        pixels = plan.height * plan.width * plan.frames
-        sizes = [self.video_path(clip).stat().st_size for clip in range(len(kept))]
-        clip_video = pixels * VIDEO_BYTES_PER_PIXEL
-        if kept:
-            a_frame = max(size / entry.frames for size, entry in zip(sizes, kept, strict=True))
-            clip_video = min(clip_video, math.ceil(VIDEO_MARGIN * a_frame * plan.frames))
+        clip_video = plan.height * plan.width * plan.frames * VIDEO_BYTES_PER_PIXEL
+        known = [take.video.size / take.frames for take in self.manifest.takes if take.video.size > 0]
+        if known:
+            clip_video = min(clip_video, math.ceil(VIDEO_MARGIN * max(known) * plan.frames))
         height, width = plan.latent_size
         latent = 16 * plan.latent_frames * height * width * 4
         tail = min(TAIL_FRAMES + plan.overlap - 1, plan.frames) + 1  # and the last frame of a padded clip
         one = latent + tail * plan.height * plan.width * 3 + clip_video + FILE_BYTES
-        whole = sum(sizes) + len(pending) * clip_video + FILE_BYTES
-        return len(pending) * one + whole + texts * TEXT_BYTES
+        whole = sum(max(take.video.size, 0) for take in joined) + pending * clip_video + FILE_BYTES
+        return pending * one + whole + texts * TEXT_BYTES
 
-    def save_clip(self, plan: ClipPlan, key: ClipKey, result: ClipResult, seconds: float) -> FinishedClip:
-        """Write a finished clip; when this returns it survives a crash.
+    # ---- what is written
+
+    def save_clip(
+        self,
+        plan: ClipPlan,
+        key: ClipKey,
+        result: ClipResult,
+        seconds: float,
+        before: Sequence[Take] = (),
+        seed: int | None = None,
+        prompt: str = "",
+    ) -> Take:
+        """Write a take; when this returns it survives a crash.
 
         Args:
             plan: of the run.
             key: what it was made from.
-            result: the clip; everything after it in the manifest is forgotten.
-            seconds: how long it took.
+            result: the clip.
+            seconds: how long rendering took.
+            before: the takes before it, from the first clip on.
+            seed, prompt: of the clip, for people.
         """
-        clip, frames = result.clip, result.frames
-        kept = plan.kept_frames(clip)
-        tail = torch.from_numpy(result.carry.frames)
-        tensors = {"latent": result.latents.float().cpu().contiguous(), "tail": tail}
-        if clip == 0:
-            tensors[COLOURS] = torch.from_numpy(pixel_statistics(frames))
+        link = Link.to(before[-1]) if before else Link()
+        fingerprint = key.fingerprint(link.fingerprint)
+        name = f"{clip_name(result.clip)}_{fingerprint[:FINGERPRINT_IN_NAME]}"
+        take = Take(
+            clip=result.clip,
+            fingerprint=fingerprint,
+            parts=dict(key.parts),
+            frames=len(plan.kept_frames(result.clip)),
+            latents=self._write_latents(f"{name}.safetensors", plan, result),
+            video=self._write_frames(f"{name}.mp4", plan, result.clip, result.frames),
+            seconds=round(seconds, 3),
+            start=link.tail,
+            tail=tail_sha256(result.carry),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            seed=seed,
+            prompt=prompt,
+        )
+        manifest = self.manifest.with_take(take)
+        self._write(replace(manifest, sequence=self._continued([*before, take]), fps=str(plan.fps)))
+        return take
+
+    def restore_video(self, take: Take, plan: ClipPlan, frames: np.ndarray) -> Take:
+        """Write the video of a take whose own was lost, from its decoded frames, uint8 [T, H, W, 3]."""
+        restored = replace(take, video=self._write_frames(take.video.name, plan, take.clip, frames))
+        self._write(self.manifest.with_take(restored))
+        return restored
+
+    def set_sequence(self, takes: Sequence[Take], plan: ClipPlan) -> None:
+        """Say which takes the run consists of now; what followed on them before still does."""
+        fps = str(plan.fps) if takes else self.manifest.fps
+        manifest = replace(self.manifest, sequence=self._continued(takes), fps=fps)
+        if manifest != self.manifest:
+            self._write(manifest)
+
+    def _continued(self, takes: Sequence[Take]) -> tuple[str, ...]:
+        """The sequence that begins with these takes; if the one that there is does so too, it goes on as it did."""
+        sequence = tuple(take.fingerprint for take in takes)
+        old = self.manifest.sequence
+        return old if old[: len(sequence)] == sequence else sequence
+
+    def _write_latents(self, name: str, plan: ClipPlan, result: ClipResult) -> StoredFile:
+        kept = plan.kept_frames(result.clip)
+        tensors = {
+            "latent": result.latents.float().cpu().contiguous(),
+            "tail": torch.from_numpy(result.carry.frames),
+        }
+        if result.clip == 0:
+            tensors[COLOURS] = torch.from_numpy(pixel_statistics(result.frames))
         if kept.stop < plan.frames:
-            tensors["last"] = torch.from_numpy(frames[kept.stop - 1].copy())
-        write_atomically(self.latents_path(clip), lambda part: save_file(tensors, part))
-        with VideoWriter(self.video_path(clip), plan.width, plan.height, plan.fps) as writer:
+            tensors["last"] = torch.from_numpy(result.frames[kept.stop - 1].copy())
+        data = save(tensors)
+        self._set_aside(self.folder / name)
+        write_atomically(self.folder / name, lambda part: part.write_bytes(data))
+        return _stored(self.folder / name, hashlib.sha256(data).hexdigest())
+
+    def _write_frames(self, name: str, plan: ClipPlan, clip: int, frames: np.ndarray) -> StoredFile:
+        kept = plan.kept_frames(clip)
+        self._set_aside(self.folder / name)
+        with VideoWriter(self.folder / name, plan.width, plan.height, plan.fps) as writer:
             for frame in frames[kept.start : kept.stop]:
                 writer.write(frame)
-        previous = self.manifest.clips[clip - 1].fingerprint if clip else ""
-        finished = FinishedClip(
-            fingerprint=key.fingerprint(previous),
-            parts=dict(key.parts),
-            frames=len(kept),
-            latents_sha256=file_sha256(self.latents_path(clip)),
-            video_sha256=file_sha256(self.video_path(clip)),
-            seconds=round(seconds, 3),
-        )
-        self._write(replace(self.manifest, fps=str(plan.fps), clips=(*self.manifest.clips[:clip], finished)))
-        return finished
+        return _stored(self.folder / name, file_sha256(self.folder / name))
 
-    def video_damage(self, clip: int) -> str:
-        """What is wrong with the video of a finished clip, in words; empty where nothing is."""
-        return _file_damage(self.video_path(clip), self.manifest.clips[clip].video_sha256)
+    def _set_aside(self, path: Path) -> None:
+        """Keep what lies under the name of a file that is to be written: it was damaged or changed, but it is somebody's."""
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
 
     def assemble(
-        self,
-        clips: int,
-        metadata: Mapping[str, str] | None = None,
-        audio: Path | None = None,
-        fps: Fraction | None = None,
+        self, takes: Sequence[Take], fps: Fraction, metadata: Mapping[str, str] | None = None, audio: Path | None = None
     ) -> Path:
-        """Join the first ``clips`` finished clips into ``video.mp4`` by stream copy; made again only if they changed.
+        """Join takes into a video of the run's name and a number; none is ever replaced, and none is made twice.
 
         Args:
-            clips: how many.
+            takes: of consecutive clips from the first on, one at least.
+            fps: of the video.
             metadata: tags of the file.
             audio: file whose sound is laid under the video, see :func:`longvie_core.media.concat.concat`.
-            fps: of the video; by default that of the last one, or of the clips.
 
         Raises:
-            ValueError: so many clips are not finished, or the sound cannot be read.
+            ValueError: there are no takes, or the sound cannot be read.
         """
-        if not 1 <= clips <= len(self.manifest.clips):
-            raise ValueError(f"this run has {len(self.manifest.clips)} finished clips, {clips} cannot be joined")
-        parts = [clip.video_sha256 for clip in self.manifest.clips[:clips]]
+        if not takes:
+            raise ValueError("no clip is finished, so there is nothing to join")
         sound = None if audio is None else file_sha256(audio)
-        rate = str(fps or self.manifest.fps)
-        made_from = text_sha256(json.dumps([parts, dict(metadata or {}), sound, rate]))
-        if not self.video.is_file() or self.manifest.video != {"made_from": made_from, **_stamp(self.video)}:
-            concat(
-                [self.video_path(clip) for clip in range(clips)],
-                self.video,
-                fps=Fraction(rate),
-                audio_from=audio,
-                metadata=metadata,
-            )
-            self._write(replace(self.manifest, fps=rate, video={"made_from": made_from, **_stamp(self.video)}))
-        return self.video
+        made_from = text_sha256(json.dumps([[take.video.sha256 for take in takes], str(fps), sound]))
+        for video in reversed(self.manifest.videos):
+            path = self.path(video.file)
+            if video.made_from == made_from and path.is_file() and _stored(path, video.file.sha256) == video.file:
+                return path
+        path = self.folder / self._next_video_name()
+        concat([self.path(take.video) for take in takes], path, fps=fps, audio_from=audio, metadata=metadata)
+        video = Video(_stored(path, made_from), made_from, tuple(take.fingerprint for take in takes))
+        self._write(replace(self.manifest, videos=(*self.manifest.videos, video), fps=str(fps)))
+        return path
 
-    def _damage(self, clip: int, finished: FinishedClip) -> str:
-        return _file_damage(self.latents_path(clip), finished.latents_sha256) or self.video_damage(clip)
+    def _next_video_name(self) -> str:
+        """The run's name and the next number, as the host counts the files of a folder."""
+        pattern = re.compile(re.escape(self.folder.name) + r"_(\d{5,})_\.mp4")
+        numbers = [int(match.group(1)) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        return f"{self.folder.name}_{max(numbers, default=0) + 1:05d}_.mp4"
+
+    def remove(self, takes: Sequence[Take]) -> None:
+        """Delete takes for good: out of the manifest first, so that no crash leaves it promising what is gone."""
+        gone = {(take.clip, take.fingerprint) for take in takes}
+        manifest = self.manifest
+        sequence = list(manifest.sequence)
+        for clip, fingerprint in enumerate(sequence):
+            if (clip, fingerprint) in gone:
+                del sequence[clip:]
+                break
+        left = tuple(take for take in manifest.takes if (take.clip, take.fingerprint) not in gone)
+        self._write(replace(manifest, takes=left, sequence=tuple(sequence)))
+        for take in takes:
+            for file in (take.latents, take.video):
+                self.path(file).unlink(missing_ok=True)
+
+    def pin(self, take: Take, pinned: bool = True) -> None:
+        """Keep a take whatever is pruned, or no longer."""
+        self._write(self.manifest.with_take(replace(take, pinned=pinned)))
+
+    # ---- the manifest
 
     def _read(self) -> tuple[Manifest, list[tuple[Path, str]]]:
         """The manifest, or where it is damaged or gone its copy; and what is damaged, with the reason."""
@@ -334,9 +454,9 @@ class Run:
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.replace(aside)
             self.notes.append(f"{reason}; it was set aside as {aside.name}")
-        if damaged and not self.manifest.clips:
+        if damaged and not self.manifest.takes:
             self.notes.append("nothing is known of the clips any more, and the run starts over")
-        elif damaged or (self.manifest.clips and not there):
+        elif damaged or (self.manifest.takes and not there):
             self.notes.append(f"{MANIFEST} was restored from its copy, {MANIFEST_COPY}")
             self._write(self.manifest)
 
@@ -359,11 +479,11 @@ class Run:
             )
 
     def _finished(self) -> str:
-        """How many of the wanted clips are finished: those that were kept, or all of a manifest that was written since."""
+        """How many of the wanted clips are finished: those that were kept, and those that were rendered since."""
         if not self._wanted:
-            return str(len(self.manifest.clips))
-        manifest, kept = self._kept
-        return f"{kept if manifest is self.manifest else min(len(self.manifest.clips), self._wanted)} of {self._wanted}"
+            return str(len({take.clip for take in self.manifest.takes}))
+        fresh = {(take.clip, take.fingerprint) for take in self.manifest.takes} - self._known
+        return f"{len({clip for clip, _ in self._kept | fresh})} of {self._wanted}"
 
     @contextmanager
     def _errors_by_name(self) -> Iterator[None]:
@@ -384,15 +504,19 @@ class Run:
             raise
 
 
+def tail_sha256(carry: Carry) -> str:
+    """Hash of a clip's tail, uint8 [n, H, W, 3]: what the next clip starts from."""
+    return hashlib.sha256(f"{carry.frames.shape}".encode() + np.ascontiguousarray(carry.frames).tobytes()).hexdigest()
+
+
+def _stored(path: Path, sha256: str) -> StoredFile:
+    status = path.stat()
+    return StoredFile(path.name, sha256, status.st_size, status.st_mtime_ns)
+
+
 def _stamp(path: Path) -> dict[str, int]:
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _file_damage(path: Path, sha256: str) -> str:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    return "" if file_sha256(path) == sha256 else f"{path.name} was changed or cut off since it was written"
 
 
 def _inside(path: str | bytes, folder: Path) -> bool:

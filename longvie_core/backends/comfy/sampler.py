@@ -106,8 +106,13 @@ def progress_over_clips(sampler: MultimodalSampler, clips: Sequence[int], previe
     preview_bar = comfy.utils.ProgressBar(sampler.steps, node_id=preview_node)
     previewer = latent_preview.get_previewer(sampler.model.load_device, sampler.model.model.latent_format)
 
+    started: list[int] = []
+
     def hook(clip: int, step: int, x0: Tensor) -> None:
-        bar.update_absolute((clip - clips[0]) * sampler.steps + step + 1)
+        if clip not in started:
+            started.append(clip)
+        clips_in_all = max(len(clips), len(started))
+        bar.update_absolute((len(started) - 1) * sampler.steps + step + 1, clips_in_all * sampler.steps)
         if previewer is not None:
             preview_bar.update_absolute(step + 1, preview=previewer.decode_latent_to_preview_image("JPEG", x0))
 
