@@ -83,7 +83,7 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # a run in "." has a name, too
         self.notes: list[str] = []
         self.manifest = Manifest()
         self._wanted = 0
@@ -91,7 +91,7 @@ class Run:
         self._known: set[TakeId] = set()
         self._touched: dict[StoredFile, StoredFile] = {}
         with self._errors_by_name():
-            make_folder(folder)
+            make_folder(self.folder)
             self.manifest, _ = self._read()
 
     @contextmanager
@@ -437,9 +437,11 @@ class Run:
                 break
         left = tuple(take for take in manifest.takes if take.id not in gone)
         self._write(replace(manifest, takes=left, sequence=tuple(sequence)))
+        needed = {file.name for take in left for file in (take.latents, take.video)}
         for take in takes:
             for file in (take.latents, take.video):
-                self.path(file).unlink(missing_ok=True)
+                if file.name not in needed:
+                    self.path(file).unlink(missing_ok=True)
 
     def pin(self, take: Take, pinned: bool = True) -> None:
         """Keep a take whatever is pruned, or no longer."""
