@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import PureWindowsPath
@@ -168,8 +168,13 @@ class Manifest:
         return replace(self, takes=tuple(takes), videos=tuple(videos))
 
     def to_json(self) -> str:
-        data = {"version": MANIFEST_VERSION, **asdict(self)}
-        return json.dumps({**data, "sha256": _content_sha256(data)}, indent=1)
+        """As JSON, a take a line."""
+        head: dict[str, Any] = {"version": MANIFEST_VERSION, "fps": self.fps, "sequence": list(self.sequence)}
+        head["videos"] = [{**vars(video), "file": vars(video.file)} for video in self.videos]
+        takes = [{**vars(take), "latents": vars(take.latents), "video": vars(take.video)} for take in self.takes]
+        head["sha256"] = _content_sha256({**head, "takes": takes})
+        lines = ",\n".join(map(json.dumps, takes))
+        return f'{json.dumps(head)[:-1]},\n"takes": [\n{lines}\n]}}'
 
     @classmethod
     def from_json(cls, text: str, name: str = MANIFEST) -> Manifest:
