@@ -118,14 +118,13 @@ def assert_ends_like(folder: RunFolder, reference: RunFolder, unlisted: Sequence
         assert_same_clip(folder, reference, clip)
         assert folder.clip_files(clip)[0].read_bytes() == reference.clip_files(clip)[0].read_bytes()
     np.testing.assert_array_equal(decode(folder.video), decode(reference.video))
-    assert_no_leftovers(folder, unlisted)
+    assert_no_leftovers(folder, reference, unlisted)
 
 
-def assert_no_leftovers(folder: RunFolder, unlisted: Sequence[str] = ()) -> None:
+def assert_no_leftovers(folder: RunFolder, reference: RunFolder, unlisted: Sequence[str] = ()) -> None:
+    """Nothing lies there but whole files of the clips, the run's own ones, and the videos that it knows."""
     expected = {"run.json", "run.copy.json", "run.lock", "prompts", *unlisted}
-    if (folder.path / "run.json").exists():
-        files = [take[kind] for take in folder.manifest["takes"] for kind in ("latents", "video")]
-        expected |= {file["name"] for file in files} | {video.name for video in folder.videos}
+    expected |= {path.name for path in reference.clip_files(*EVERY_CLIP)} | {video.name for video in folder.videos}
     names = {path.name for path in folder.path.iterdir() if ".damaged-" not in path.name}
     assert names <= expected
 
@@ -188,7 +187,7 @@ def test_a_disk_that_is_full_at_one_file(
     assert text.strip() == (
         f"the disk is full: {kept} of {CLIPS} clips are finished and safe in {folder.path}; free space and queue again"
     )
-    assert_no_leftovers(folder)
+    assert_no_leftovers(folder, reference)
     before = folder.state(*range(1, kept + 1))
     rendered, _ = queue(faulty.alive(), folder)
     assert rendered == CLIPS - kept
@@ -237,7 +236,7 @@ def test_a_real_disk_that_fills_up_meanwhile(faulty: FaultyHosts, reference: Run
         assert result.error.exception_message.startswith(f"the disk is full: 2 of {CLIPS} clips are finished and safe in ")
         (ballast,) = filled
         ballast.unlink()
-        assert_no_leftovers(folder)
+        assert_no_leftovers(folder, reference)
         before = folder.state(1, 2)
         rendered, _ = queue(host, folder)
         assert (rendered, folder.state(1, 2)) == (2, before)
@@ -332,7 +331,9 @@ def test_a_run_without_a_believable_manifest_is_rendered_again(faulty: FaultyHos
         (folder.path / name).write_text(text, "utf-8")
     rendered, said = queue(faulty.alive(), folder)
     assert rendered == CLIPS and "the run starts over" in said
-    assert_ends_like(folder, reference)
+    # The video of before is left where it lies, although nobody knows it any more.
+    assert_ends_like(folder, reference, unlisted=[reference.video.name])
+    assert (folder.path / reference.video.name).read_bytes() == reference.video.read_bytes()
 
 
 def test_a_manifest_of_a_future_version_is_refused_and_left_alone(faulty: FaultyHosts, reference: RunFolder) -> None:
