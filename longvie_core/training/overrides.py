@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
 
@@ -65,12 +68,12 @@ def override(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 
 @cache
-def _checks(kind: type) -> TypeAdapter:
+def _checks(kind: Any) -> TypeAdapter[Any]:
     """pydantic's checks of a settings class; ``| None``, because it takes no configuration for a bare dataclass."""
     return TypeAdapter(kind | None, config=STRICT)
 
 
-def _names(kind: type, parts: Sequence[str]) -> list[str]:
+def _names(kind: Any, parts: Sequence[str]) -> list[str]:
     """Names of the settings of a part; none where there is no such part, or where it is a single value."""
     for part in parts:
         hint = get_type_hints(kind).get(part)
@@ -112,7 +115,7 @@ def _sentence(settings: object, details: ErrorDetails) -> str:
     return f"{path} is {json.dumps(details['input'])}: {mend}"
 
 
-def _example(settings: object, place: Sequence[str | int]) -> str:
+def _example(settings: Any, place: Sequence[str | int]) -> str:
     """The value that the settings have there now, where they have one."""
     for step in place:
         try:

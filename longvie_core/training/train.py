@@ -6,6 +6,7 @@ import argparse
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from ..backends.diffusers.weights import load_backbone, load_control
 from ..backends.processes import DTYPES
@@ -28,14 +29,20 @@ def train_stage(options: argparse.Namespace, stage: Stage) -> None:
     source, held_out = training_source(options), held_out_source(options)
     latents = latents_of(options, stage, source)
     network = network_of(options, stage)
-    texts, width = texts_of(options), network.backbone.config.text_dim
+    texts = texts_of(options)
+
+    def embedding(caption: str) -> Tensor:
+        """Of a caption; without an encoder one zero token, which attends like any number of them."""
+        found = texts.read(caption)
+        return torch.zeros(1, 1, network.backbone.config.text_dim) if found is None else found
+
     task = ControlTask(
         stage,
         network,
         latents,
         latents_of(options, stage, held_out),
         codec_of(options, source),
-        lru_cache(maxsize=256)(lambda caption: texts.read(caption, width)),
+        lru_cache(maxsize=256)(embedding),
     )
     train(task, stage.training, options.run, options.stop_after)
 

@@ -84,11 +84,15 @@ def encode_pictures(pictures: Sequence[Picture], codec: TrainingCodec, vision: V
     alike: dict[tuple[int, int, torch.device], list[int]] = defaultdict(list)
     for place, picture in enumerate(pictures):
         alike[len(picture.frames), picture.length, picture.frames.device].append(place)
-    order, encoded = [], []
+    order: list[int] = []
+    encoded: list[Tensor] = []
     for (_, length, _), places in alike.items():
         for part in in_parts(places, 1 if length == FOR_VISION else batch):
             frames = torch.stack([pictures[place].frames for place in part])
-            value = vision(frames[0, 0].cpu().numpy()) if length == FOR_VISION else codec.encode_clips(frames, length)
+            if length == FOR_VISION and vision is not None:
+                value = vision(frames[0, 0].cpu().numpy())
+            else:
+                value = codec.encode_clips(frames, length)
             encoded.append(value.half())
             order += part
     values = [value for part in encoded for value in part.cpu()]

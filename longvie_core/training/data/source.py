@@ -35,8 +35,10 @@ class Clip:
 
     def mirrored(self) -> Clip:
         """The same with left and right swapped; a caption that names sides would be wrong."""
-        pictures = (self.frames, self.dense, self.sparse, self.past)
-        return Clip(*(np.ascontiguousarray(frames[:, :, ::-1]) for frames in pictures), text=self.text)
+        frames, dense, sparse, past = (
+            np.ascontiguousarray(pictures[:, :, ::-1]) for pictures in (self.frames, self.dense, self.sparse, self.past)
+        )
+        return Clip(frames, dense, sparse, past, self.text)
 
     def history(self, frames: int) -> np.ndarray:
         """The last ``frames`` frames up to the clip's first one, that one included, as generation hands them on.

@@ -36,10 +36,14 @@ class LatentSpec:
 
     def frame_operators(self, row: int, variant: int) -> tuple[FrameOperator, ...]:
         """What happens to the start frame and the history of clip ``row`` in one of its variants."""
+        if self.first_frame is None:
+            return ()
         return draw_frame_operators(replace(self.first_frame, probability=1.0), generator_for(1, row, variant))
 
     def depth_operators(self, row: int, variant: int) -> tuple[DepthOperator, ...]:
         """What happens to the depth of clip ``row`` in one of its variants."""
+        if self.depth is None:
+            return ()
         return draw_depth_operators(replace(self.depth, probability=1.0, start=0.0), 0, 1, generator_for(2, row, variant))
 
     def histories_of(self, past: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class LatentTable:
         for name, shape in shapes.items():
             for path, dtype, rest in ((self._path(name), np.float16, shape), (self._path(f"{name}.done"), bool, ())):
                 if not path.is_file():
-                    write_atomically(path, lambda part, dtype=dtype, rest=rest: self._create(part, dtype, rest))
+                    write_atomically(path, partial(self._create, dtype=dtype, shape=rest))
 
     def done(self, name: str, rows: Sequence[int]) -> np.ndarray:
         """Which of the clips are there, bool [len(rows)]; none where nothing was ever written under this name."""

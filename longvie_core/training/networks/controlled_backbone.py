@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -44,9 +45,9 @@ class WeightedControl:
         """The network's own."""
         return self.control.config
 
-    def embed(self, *inputs: object) -> Streams:
+    def embed(self, *inputs: Any, **named: Any) -> Streams:
         """:meth:`DualControl.embed`."""
-        return self.control.embed(*inputs)
+        return self.control.embed(*inputs, **named)
 
     def residual(self, layer: int, streams: Streams) -> Tensor:
         """:meth:`DualControl.residual`, with ``phi_b(lambda * dense + sparse)`` (P1 eq. 3) for each clip."""

@@ -72,7 +72,8 @@ class ControlTask:
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.stage.optimizer
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, value in trainable_parameters(self.network):
             of_muon = settings.muon_lr and "blocks" in name and _is_matrix(name, value)
             (matrices if of_muon else others).append(value)
