@@ -16,16 +16,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image, UnidentifiedImageError
 
+from .backends.processes import DTYPES, gpu_count, process_group
 from .control.check import check_controls
 from .control.clips_folder import load_clips_folder
 from .control.control import Control
 from .control.normalize import write_control
 from .control.raw_depth import KINDS, RawDepth
-from .disk.fingerprints import text_sha256
+from .disk.fingerprints import files_fingerprint, text_sha256
 from .media.read import stretch
 from .model.clip import HistorySettings
 from .model.dual_control import Strengths
@@ -34,11 +34,9 @@ from .model.schedule import SHIFT, STEPS
 from .plan import TAIL_RULES, ClipPlan
 from .run.colour_anchor import ANCHOR_SPACES, AnchorSettings
 from .run.diffusers_networks import (
-    DTYPES,
     DiffusersNetworks,
     ModelFiles,
     Sampling,
-    files_fingerprint,
     is_first_process,
     processes,
     sample_along,
@@ -50,25 +48,21 @@ from .run.store import Run
 
 
 @contextmanager
-def process_group() -> Iterator[str]:
+def own_device() -> Iterator[str]:
     """Join the other processes of ``torchrun``, if any; gives the device of this one.
 
     Raises:
         ValueError: several processes without a GPU for each.
     """
     local, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count()
     if world == 1:
         yield "cuda" if gpus else "cpu"
         return
     if local >= gpus:
         raise ValueError(f"{world} processes were started, but this machine has {gpus} GPUs: start one for each GPU")
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl")
-    try:
-        yield f"cuda:{local}"
-    finally:
-        dist.destroy_process_group()
+    with process_group() as state:
+        yield str(state.device)
 
 
 def script_of(options: argparse.Namespace) -> Script:
@@ -211,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     models = ModelFiles(**{name: getattr(options, name) for name in ModelFiles.__dataclass_fields__})
     try:
-        with process_group() as device:
+        with own_device() as device:
             history = HistorySettings(options.history_frames, options.first_frame_sigma)
             anchor = AnchorSettings(options.anchor, options.anchor_strength)
             loop = LoopSettings(UnifiedNoise(options.seed, options.noise), history, anchor)

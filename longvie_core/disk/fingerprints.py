@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,3 +39,18 @@ def file_stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=8192)
 def _sha256_of(path: Path, _stamp: tuple[int, int]) -> str:
     return file_sha256(path)
+
+
+def files_fingerprint(path: Path | None) -> str:
+    """Hash of the names, sizes and times of a file, or of all files below a folder; ``"none"`` for ``None``.
+
+    Raises:
+        FileNotFoundError: there is nothing at this path.
+    """
+    if path is None:
+        return "none"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give the path of a local file or folder, nothing is downloaded")
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return text_sha256(json.dumps(stamps))

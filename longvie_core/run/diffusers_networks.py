@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from ..backends.processes import DTYPES
 from ..disk.cache import ControlCache, cache_limit
-from ..disk.fingerprints import text_sha256
+from ..disk.fingerprints import files_fingerprint
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
 from ..model.noise import FIRST_FRAME_SIGMA, UnifiedNoise
@@ -25,12 +23,10 @@ from .job import Job
 from .keys import NetworkParts, parts_of_0_1
 from .loop import Carry, generate
 from .render import Networks
-from .text_embeddings import EmbeddingStore
+from .text_store import TextStore
 
 if TYPE_CHECKING:
     from ..backends.diffusers import DiffusersBackend
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -56,58 +52,6 @@ class Sampling:
     first_frame_sigma: float = FIRST_FRAME_SIGMA
     dtype: str = "float32"
     device: str = "cpu"
-
-
-def files_fingerprint(path: Path | None) -> str:
-    """Hash of the names, sizes and times of a file, or of all files below a folder.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-    """
-    if path is None:
-        return "none"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the path of a local file or folder, nothing is downloaded")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return text_sha256(json.dumps(stamps))
-
-
-class EncodedTexts:
-    """Prompts encoded by umT5 of a local folder, each once for all runs in this folder.
-
-    Args:
-        folder: where they are kept.
-        encoder: local folder of umT5; ``None`` = no text, whatever the prompts say.
-        sampling: dtype and device.
-    """
-
-    def __init__(self, folder: Path, encoder: Path | None, sampling: Sampling) -> None:
-        self.encoder = encoder
-        self.sampling = sampling
-        self._store = EmbeddingStore(folder, files_fingerprint(encoder))
-
-    def missing(self, texts: Iterable[str]) -> list[str]:
-        """Those that have to be encoded, each once."""
-        return [] if self.encoder is None else self._store.missing(texts)
-
-    def encode(self, texts: Sequence[str]) -> None:
-        """Encode and keep; the encoder is gone from memory afterwards."""
-        if not texts or self.encoder is None:
-            return
-        from ..backends.diffusers import TextEncoder
-
-        encoder = TextEncoder(self.encoder, dtype=DTYPES[self.sampling.dtype], device=self.sampling.device)
-        for text in texts:
-            self._store.write(text, encoder(text))
-        del encoder
-        gc.collect()
-        if self.sampling.device != "cpu":
-            torch.cuda.empty_cache()
-
-    def read(self, text: str) -> Tensor | None:
-        """Embedding [1, L, width]; ``None`` without an encoder."""
-        return None if self.encoder is None else self._store.read(text)
 
 
 class DiffusersNetworks(Networks):
@@ -158,9 +102,9 @@ class DiffusersNetworks(Networks):
             **{name.replace("_", " "): files_fingerprint(path) for name, path in vars(self.files).items()},
         }
 
-    def texts(self, folder: Path) -> EncodedTexts:
+    def texts(self, folder: Path) -> TextStore:
         """See :class:`longvie_core.run.render.Networks`."""
-        return EncodedTexts(folder, self.files.text_encoder, self.sampling)
+        return TextStore(folder, self.files.text_encoder, DTYPES[self.sampling.dtype], self.sampling.device)
 
     def store(self) -> LatentStore:
         """Encoded controls, as long as the VAE and what it runs on stay the same."""
