@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..disk.cache import ControlCache, cache_limit
+from ..disk.contents import ContentMemory, content_fingerprint
 from ..disk.fingerprints import text_sha256
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
@@ -59,7 +60,7 @@ class Sampling:
 
 
 def files_fingerprint(path: Path | None) -> str:
-    """Hash of the names, sizes and times of a file, or of all files below a folder.
+    """Hash of the names, sizes and times of a file, or of all files below a folder: how LongVie 0.1 knew networks.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -79,13 +80,14 @@ class EncodedTexts:
     Args:
         folder: where they are kept.
         encoder: local folder of umT5; ``None`` = no text, whatever the prompts say.
+        fingerprint: of what the encoder holds.
         sampling: dtype and device.
     """
 
-    def __init__(self, folder: Path, encoder: Path | None, sampling: Sampling) -> None:
+    def __init__(self, folder: Path, encoder: Path | None, fingerprint: str, sampling: Sampling) -> None:
         self.encoder = encoder
         self.sampling = sampling
-        self._store = EmbeddingStore(folder, files_fingerprint(encoder))
+        self._store = EmbeddingStore(folder, f"{fingerprint} {sampling.dtype}")
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Those that have to be encoded, each once."""
@@ -106,8 +108,14 @@ class EncodedTexts:
             torch.cuda.empty_cache()
 
     def read(self, text: str) -> Tensor | None:
-        """Embedding [1, L, width]; ``None`` without an encoder."""
-        return None if self.encoder is None else self._store.read(text)
+        """Embedding [1, L, width], encoded again where its file is damaged; ``None`` without an encoder."""
+        if self.encoder is None:
+            return None
+        embedding = self._store.read(text)
+        if embedding is None:
+            self.encode([text])
+            embedding = self._store.read(text)
+        return embedding
 
 
 class DiffusersNetworks(Networks):
@@ -116,32 +124,50 @@ class DiffusersNetworks(Networks):
     Args:
         files: where they lie.
         sampling: how they sample; equal in all processes but for the device.
-        cache: folder that keeps encoded controls from run to run.
+        cache: folder that keeps encoded controls from run to run; what the networks' files hold is remembered beside it.
+
+    Raises:
+        ValueError: the limit of the cache in the environment is no size.
     """
 
     def __init__(self, files: ModelFiles, sampling: Sampling, cache: Path) -> None:
         self.files = files
         self.sampling = sampling
         self.cache = cache
+        self._cache_limit = cache_limit()
+        self._memory = ContentMemory(cache.with_name("contents.json"))
 
     @cached_property
-    def parts(self) -> NetworkParts:
-        """Networks count by name, size and time of their files.
+    def contents(self) -> Mapping[str, str]:
+        """What each network's files hold, ``"none"`` where there is none: their bytes count, and in folders their names.
+
+        All of them are read, once: 33 GB in the first run from a folder; afterwards only their sizes and times.
 
         Raises:
             FileNotFoundError: one of them does not exist.
+            ValueError: one of them is being written.
         """
-        stamps = {name: files_fingerprint(path) for name, path in vars(self.files).items()}
+        files: Mapping[str, Path | None] = vars(self.files)
+        return {name: "none" if path is None else content_fingerprint(path, self._memory) for name, path in files.items()}
+
+    @cached_property
+    def parts(self) -> NetworkParts:
+        """Networks count by what their files hold.
+
+        Raises:
+            FileNotFoundError, ValueError: as :attr:`contents`.
+        """
+        contents = self.contents
         networks = {
-            "model": f"{stamps['backbone']} overlay {stamps['overlay']} {self.sampling.dtype}",
-            "control network": stamps["control"],
-            "vae": stamps["vae"],
-            "image encoder": stamps["image_encoder"],
+            "model": f"{contents['backbone']} overlay {contents['overlay']} {self.sampling.dtype}",
+            "control network": contents["control"],
+            "vae": contents["vae"],
+            "image encoder": contents["image_encoder"],
             "method": "euler",
         }
         sigmas = flow_sigmas(self.sampling.steps, self.sampling.shift)
         dense, sparse = ModalityRange(self.sampling.strengths.dense), ModalityRange(self.sampling.strengths.sparse)
-        return NetworkParts(networks, stamps["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
+        return NetworkParts(networks, contents["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
 
     def former_parts(self, job: Job, clip: int) -> Mapping[str, str]:
         """See :class:`longvie_core.run.render.Networks`."""
@@ -160,12 +186,12 @@ class DiffusersNetworks(Networks):
 
     def texts(self, folder: Path) -> EncodedTexts:
         """See :class:`longvie_core.run.render.Networks`."""
-        return EncodedTexts(folder, self.files.text_encoder, self.sampling)
+        return EncodedTexts(folder, self.files.text_encoder, self.contents["text_encoder"], self.sampling)
 
     def store(self) -> LatentStore:
         """Encoded controls, as long as the VAE and what it runs on stay the same."""
-        encoder = f"{files_fingerprint(self.files.vae)} {self.sampling.device} diffusers {torch.__version__}"
-        return LatentStore(ControlCache(self.cache, cache_limit()), encoder)
+        encoder = f"{self.contents['vae']} {self.sampling.device} diffusers {torch.__version__}"
+        return LatentStore(ControlCache(self.cache, self._cache_limit), encoder)
 
     def open(self, job: Job, clips: range) -> DiffusersBackend:
         """The networks on their device, shared by all processes where there are several."""
