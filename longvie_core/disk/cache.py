@@ -84,7 +84,7 @@ class ControlCache:
     def entry(self, kind: str, *made_from: object, suffix: str = "") -> Path:
         """:meth:`path_of`, held until :meth:`release`, and missed by :meth:`forget_lost` ever after."""
         path = self.path_of(kind, *made_from, suffix=suffix)
-        self._relied.setdefault(path, None)
+        self._relied[path] = _state(path)
         self.hold(path)
         return path
 
