@@ -128,9 +128,11 @@ class ControlCache:
         """
         self.hold(path)
         try:
+            if path.is_symlink() or (path.suffix and path.is_dir()):
+                remove(path)
             for file in list(_files_of(path)):
                 # A single file is replaced by the new one, whoever else may be making it just now.
-                if not self.is_intact(file) and (file != path or path.is_symlink()):
+                if file != path and not self.is_intact(file):
                     remove(file)
             self.trim()
             try:
@@ -227,14 +229,12 @@ def _last_use(path: Path) -> int:
 
 
 def _files_of(path: Path) -> Iterator[Path]:
-    """A file itself, or what lies in a folder and its subfolders, links included; without seals and what is unfinished."""
+    """A file itself, or all that lies in a folder; without seals and what is unfinished."""
     if path.is_symlink() or not path.is_dir():
         if os.path.lexists(path):
             yield path
         return
-    for root, folders, names in os.walk(path):
-        links = [name for name in folders if (Path(root) / name).is_symlink()]
-        yield from (Path(root) / name for name in [*names, *links] if not name.endswith((SEAL, UNFINISHED[0])))
+    yield from (file for file in path.iterdir() if not file.name.endswith((SEAL, UNFINISHED[0])))
 
 
 def _state(path: Path) -> State | None:
