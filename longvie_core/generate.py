@@ -26,6 +26,7 @@ from .control.control import Control
 from .control.normalize import write_control
 from .control.raw_depth import KINDS, RawDepth
 from .disk.fingerprints import files_fingerprint, text_sha256
+from .disk.seal import is_sealed, seal
 from .media.read import stretch
 from .model.clip import HistorySettings
 from .model.dual_control import Strengths
@@ -100,9 +101,10 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
     raw_depth = open_raw_depth(options.raw_depth, options.raw_depth_kind, plan.fps)
     made_from = json.dumps([files_fingerprint(options.raw_depth), raw_depth.kind, str(plan)])
     path = options.run / f"dense_{text_sha256(made_from)[:16]}.mkv"
-    if is_first_process() and not path.is_file():
+    if is_first_process() and not is_sealed(path, options.run):
         options.run.mkdir(parents=True, exist_ok=True)
         write_control(raw_depth, plan, path)
+        seal(path, options.run)
     if processes() > 1:
         dist.barrier()
     return Control.from_video(path, "dense")

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..disk.atomic import write_atomically
 from ..disk.cache import ControlCache
 from ..disk.read_ahead import ReadAhead
+from ..disk.space import in_words
+from ..disk.tensors import read_tensors, write_tensors
 from ..model.clip import ControlEncoder, encode_control
 from ..model.conditioning import control_condition
 from ..plan import ClipPlan
@@ -64,7 +63,8 @@ class LatentStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cache.used -= self._pinned
+        for path in self._pinned:
+            self.cache.release(path)
         self._pinned.clear()
 
     @property
@@ -75,16 +75,15 @@ class LatentStore:
 
     def pin(self, digest: str) -> Path:
         """Where the encoding of the control window with this digest lies, or will lie; from now on it stays there."""
-        path = self.cache.entry("latents", digest, self.encoder, suffix=".safetensors")
-        self._pinned.add(path)
+        path = self.cache.path_of("latents", digest, self.encoder, suffix=".safetensors")
+        if path not in self._pinned:
+            self.cache.hold(path)
+            self._pinned.add(path)
         return path
 
     def read(self, digest: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         """The two encodings of a window, of this shape each; ``None`` where they are not there or damaged."""
-        try:
-            stored = load_file(self.pin(digest))
-        except (OSError, SafetensorError):
-            return None
+        stored = read_tensors(self.pin(digest)) or {}
         parts = stored.get("video"), stored.get("first_frame")
         if any(part is None or tuple(part.shape) != shape for part in parts):
             return None
@@ -94,13 +93,17 @@ class LatentStore:
     def write(self, digest: str, video: Tensor, first_frame: Tensor) -> None:
         """Keep the two encodings of a window; the room for them is made first."""
         self.misses += 1
-        # Bytes first: a full disk is then an OSError and not one of safetensors' own.
-        data = save({"video": video.cpu().contiguous(), "first_frame": first_frame.cpu().contiguous()})
+        path = self.pin(digest)
         try:
             self.cache.trim()
-            write_atomically(self.pin(digest), lambda part: part.write_bytes(data))
+            write_tensors(path, {"video": video, "first_frame": first_frame})
+            self.cache.trim()
         except OSError as error:
-            note = f"control latents cannot be kept in {self.cache.folder}: {error}; they are encoded anew in the next run"
+            size = in_words(video.nbytes + first_frame.nbytes)
+            note = (
+                f"control latents cannot be kept in {self.cache.folder}, {size} a clip and control: {error}; they are encoded "
+                "anew in the next run"
+            )
             if note not in self.notes:
                 self.notes.append(note)
 

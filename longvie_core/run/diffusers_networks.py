@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from ..backends.processes import DTYPES
 from ..disk.cache import ControlCache, cache_limit
+from ..disk.contents import ContentMemory, content_fingerprint
 from ..disk.fingerprints import files_fingerprint
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
@@ -60,32 +61,50 @@ class DiffusersNetworks(Networks):
     Args:
         files: where they lie.
         sampling: how they sample; equal in all processes but for the device.
-        cache: folder that keeps encoded controls from run to run.
+        cache: folder that keeps encoded controls from run to run; what the networks' files hold is remembered beside it.
+
+    Raises:
+        ValueError: the limit of the cache in the environment is no size.
     """
 
     def __init__(self, files: ModelFiles, sampling: Sampling, cache: Path) -> None:
         self.files = files
         self.sampling = sampling
         self.cache = cache
+        self._cache_limit = cache_limit()
+        self._memory = ContentMemory(cache.with_name("contents.json"))
 
     @cached_property
-    def parts(self) -> NetworkParts:
-        """Networks count by name, size and time of their files.
+    def contents(self) -> Mapping[str, str]:
+        """What each network's files hold, ``"none"`` where there is none: their bytes count, and in folders their names.
+
+        All of them are read, once: 33 GB in the first run from a folder; afterwards only their sizes and times.
 
         Raises:
             FileNotFoundError: one of them does not exist.
+            ValueError: one of them is being written.
         """
-        stamps = {name: files_fingerprint(path) for name, path in vars(self.files).items()}
+        files: Mapping[str, Path | None] = vars(self.files)
+        return {name: "none" if path is None else content_fingerprint(path, self._memory) for name, path in files.items()}
+
+    @cached_property
+    def parts(self) -> NetworkParts:
+        """Networks count by what their files hold.
+
+        Raises:
+            FileNotFoundError, ValueError: as :attr:`contents`.
+        """
+        contents = self.contents
         networks = {
-            "model": f"{stamps['backbone']} overlay {stamps['overlay']} {self.sampling.dtype}",
-            "control network": stamps["control"],
-            "vae": stamps["vae"],
-            "image encoder": stamps["image_encoder"],
+            "model": f"{contents['backbone']} overlay {contents['overlay']} {self.sampling.dtype}",
+            "control network": contents["control"],
+            "vae": contents["vae"],
+            "image encoder": contents["image_encoder"],
             "method": "euler",
         }
         sigmas = flow_sigmas(self.sampling.steps, self.sampling.shift)
         dense, sparse = ModalityRange(self.sampling.strengths.dense), ModalityRange(self.sampling.strengths.sparse)
-        return NetworkParts(networks, stamps["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
+        return NetworkParts(networks, contents["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
 
     def former_parts(self, job: Job, clip: int) -> Mapping[str, str]:
         """See :class:`longvie_core.run.render.Networks`."""
@@ -104,12 +123,13 @@ class DiffusersNetworks(Networks):
 
     def texts(self, folder: Path) -> TextStore:
         """See :class:`longvie_core.run.render.Networks`."""
-        return TextStore(folder, self.files.text_encoder, DTYPES[self.sampling.dtype], self.sampling.device)
+        encoder = f"{self.contents['text_encoder']} {self.sampling.dtype}"
+        return TextStore(folder, self.files.text_encoder, DTYPES[self.sampling.dtype], self.sampling.device, encoder)
 
     def store(self) -> LatentStore:
         """Encoded controls, as long as the VAE and what it runs on stay the same."""
-        encoder = f"{files_fingerprint(self.files.vae)} {self.sampling.device} diffusers {torch.__version__}"
-        return LatentStore(ControlCache(self.cache, cache_limit()), encoder)
+        encoder = f"{self.contents['vae']} {self.sampling.device} diffusers {torch.__version__}"
+        return LatentStore(ControlCache(self.cache, self._cache_limit), encoder)
 
     def open(self, job: Job, clips: Sequence[int]) -> DiffusersBackend:
         """The networks on their device, shared by all processes where there are several."""

@@ -20,15 +20,23 @@ class TextStore:
         folder: where.
         encoder: local folder of umT5; ``None`` = no text, whatever the prompts say.
         dtype, device: that it runs in and on.
+        fingerprint: of the encoder; by default of its files' names, sizes and times.
 
     Raises:
         FileNotFoundError: no such encoder.
     """
 
-    def __init__(self, folder: Path, encoder: Path | None, dtype: torch.dtype, device: str | torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Path | None,
+        dtype: torch.dtype,
+        device: str | torch.device,
+        fingerprint: str | None = None,
+    ) -> None:
         self.encoder = encoder
         self.dtype, self.device = dtype, device
-        self._store = EmbeddingStore(folder, files_fingerprint(encoder))
+        self._store = EmbeddingStore(folder, files_fingerprint(encoder) if fingerprint is None else fingerprint)
 
     def missing(self, texts: Iterable[str]) -> list[str]:
         """Those that have to be encoded, each once."""
@@ -49,5 +57,11 @@ class TextStore:
         release_memory()
 
     def read(self, text: str) -> Tensor | None:
-        """Embedding [1, L, width]; ``None`` without an encoder."""
-        return None if self.encoder is None else self._store.read(text)
+        """Embedding [1, L, width], encoded again where its file is damaged; ``None`` without an encoder."""
+        if self.encoder is None:
+            return None
+        embedding = self._store.read(text)
+        if embedding is None:
+            self.encode([text])
+            embedding = self._store.read(text)
+        return embedding
