@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..finite import finite
 from .wan import WanBlock, WanModel, rope_frequencies
 
 
@@ -66,6 +67,9 @@ class Strengths:
 
     dense: float = 1.0
     sparse: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite(dense_strength=self.dense, sparse_strength=self.sparse)
 
     @property
     def active(self) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..disk.cache import ControlCache, cache_limit
 from ..disk.fingerprints import text_sha256
+from ..finite import finite
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
 from ..model.noise import FIRST_FRAME_SIGMA, UnifiedNoise
@@ -56,6 +57,9 @@ class Sampling:
     first_frame_sigma: float = FIRST_FRAME_SIGMA
     dtype: str = "float32"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        finite(shift=self.shift, cfg=self.cfg, first_frame_sigma=self.first_frame_sigma)
 
 
 def files_fingerprint(path: Path | None) -> str:
