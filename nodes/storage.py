@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ..longvie_core.disk.atomic import write_atomically
 from ..longvie_core.disk.cache import ControlCache, cache_limit
+from ..longvie_core.interrupt import checkpoint
 from ..longvie_core.media.footage import Footage
 from ..longvie_core.media.probe import probe
 from ..longvie_core.media.read import read_frames, stretch
@@ -30,6 +31,8 @@ from ..longvie_core.run.store import Run
 MAX_FOLDER_NAME = 255
 AUDIO_BLOCK = 1 << 20
 """Samples of a channel that are converted at a time."""
+HASH_BLOCK = 1 << 24
+"""Bytes of a tensor that are hashed at a time."""
 
 
 def input_folder(name: str) -> Path:
@@ -130,7 +133,9 @@ def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPl
 def tensor_sha256(tensor: torch.Tensor) -> str:
     """Hash of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for block in tensor.detach().cpu().contiguous().flatten().view(torch.uint8).split(HASH_BLOCK):
+        checkpoint()
+        digest.update(block.numpy())
     return digest.hexdigest()
 
 
@@ -260,8 +265,19 @@ def to_int16(samples: torch.Tensor) -> np.ndarray:
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly."""
-    return np.ascontiguousarray((image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly.
+
+    Raises:
+        ValueError: it has values that are not finite.
+    """
+    image = image[..., :3].cpu()
+    broken = image.numel() - int(image.isfinite().sum())
+    if broken:
+        raise ValueError(
+            f"a picture of an IMAGE has {broken} of {image.numel()} values that are not finite: what made it is broken, give "
+            "another one"
+        )
+    return np.ascontiguousarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def stamp(path: Path) -> tuple[int, int]:
