@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from .control.normalize import write_control
 from .control.raw_depth import KINDS, RawDepth
 from .disk.fingerprints import files_fingerprint, text_sha256
 from .disk.seal import is_sealed, seal
+from .finite import finite
 from .media.read import stretch
 from .model.clip import HistorySettings
 from .model.dual_control import Strengths
@@ -142,11 +144,19 @@ def _text_of(path: Path) -> str:
         raise ValueError(f"{path} is no UTF-8 text ({error})") from error
 
 
-def _fraction(text: str) -> Fraction:
+def _number(text: str) -> float:
     try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate such as 16 or 24000/1001") from error
+        finite(number=float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number such as 0.5") from error
+    return float(text)
+
+
+def _fraction(text: str) -> Fraction:
+    # Checked before it is read: Fraction would work out "1e999999999" to the last digit.
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate such as 16 or 24000/1001")
+    return Fraction(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,21 +193,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--pause-after", type=int, default=0, metavar="N", help="render at most so many clips, then stop (0 = do not pause)")
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=int, default=STEPS)
-    add("--shift", type=float, default=SHIFT)
-    add("--cfg", type=float, default=5.0, help="guidance scale; 1 = none, at half the time")
+    add("--shift", type=_number, default=SHIFT)
+    add("--cfg", type=_number, default=5.0, help="guidance scale; 1 = none, at half the time")
     add("--seed", type=int, default=0)
     add("--noise", choices=NOISE_MODES, default=NOISE_MODES[0])
-    add("--dense-strength", type=float, default=1.0)
-    add("--sparse-strength", type=float, default=1.0)
+    add("--dense-strength", type=_number, default=1.0)
+    add("--sparse-strength", type=_number, default=1.0)
     add("--history-frames", type=int, default=HistorySettings().frames)
-    add("--first-frame-sigma", type=float, default=HistorySettings().first_frame_sigma)
+    add("--first-frame-sigma", type=_number, default=HistorySettings().first_frame_sigma)
     add(
         "--anchor",
         choices=ANCHOR_SPACES,
         default=ANCHOR_SPACES[0],
         help="hold later clips to the first one's colours (%(default)s)",
     )
-    add("--anchor-strength", type=float, default=0.0, help="how strongly: 0 = not at all, 1 = fully")
+    add("--anchor-strength", type=_number, default=0.0, help="how strongly: 0 = not at all, 1 = fully")
     add("--dtype", choices=DTYPES, help="of the networks (bfloat16 on a GPU, float32 on a CPU); the VAE stays in float32")
     return parser
 

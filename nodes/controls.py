@@ -77,8 +77,8 @@ class LongVieLoadClips(io.ComfyNode):
     def validate_inputs(cls, folder=None) -> bool | str:
         try:
             if folder is not None:
-                load_clips_folder(storage.input_folder(folder))
-        except (ValueError, FileNotFoundError) as error:
+                storage.input_folder(folder)
+        except ValueError as error:
             return str(error)
         return True
 

@@ -14,6 +14,7 @@ from comfy_api.latest import Input, InputImpl
 
 from ..longvie_core.disk.fingerprints import file_stamp
 from ..longvie_core.disk.tensors import claims_tensors, read_tensors, write_tensors
+from ..longvie_core.interrupt import checkpoint
 from ..longvie_core.media.footage import Footage
 from ..longvie_core.media.probe import probe
 from ..longvie_core.media.read import read_frames, stretch
@@ -33,6 +34,8 @@ PIXEL_BYTES = 3
 """As many as a lossless pixel takes at most, and noise alone takes."""
 SOUND_BYTES = 8 * 48_000 * SAMPLE_BYTES
 """A second of sound in eight channels."""
+HASH_BLOCK = 1 << 24
+"""Bytes of a tensor that are hashed at a time."""
 
 
 def input_folder(name: str) -> Path:
@@ -114,7 +117,9 @@ def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPl
 def tensor_sha256(tensor: torch.Tensor) -> str:
     """Hash of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for block in tensor.detach().cpu().contiguous().flatten().view(torch.uint8).split(HASH_BLOCK):
+        checkpoint()
+        digest.update(block.numpy())
     return digest.hexdigest()
 
 
@@ -251,8 +256,19 @@ def to_int16(samples: torch.Tensor) -> np.ndarray:
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly."""
-    return np.ascontiguousarray((image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly.
+
+    Raises:
+        ValueError: it has values that are not finite.
+    """
+    image = image[..., :3].cpu()
+    broken = image.numel() - int(image.isfinite().sum())
+    if broken:
+        raise ValueError(
+            f"a picture of an IMAGE has {broken} of {image.numel()} values that are not finite: what made it is broken, give "
+            "another one"
+        )
+    return np.ascontiguousarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
 def keep_tail(carry: Carry) -> Path:

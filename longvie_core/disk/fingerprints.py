@@ -7,6 +7,8 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from ..interrupt import checkpoint
+
 BLOCK = 1 << 20
 """Bytes that are read at once."""
 
@@ -21,6 +23,7 @@ def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
+            checkpoint()
             digest.update(block)
     return digest.hexdigest()
 

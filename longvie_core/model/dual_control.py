@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..finite import finite
 from .wan import WanBlock, WanModel, rope_frequencies
 
 
@@ -67,6 +68,9 @@ class Strengths:
 
     dense: float = 1.0
     sparse: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite(dense_strength=self.dense, sparse_strength=self.sparse)
 
     @property
     def active(self) -> bool:

@@ -7,7 +7,7 @@ needs no model: a thread does it one clip ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,11 @@ from ..disk.cache import ControlCache
 from ..disk.read_ahead import ReadAhead
 from ..disk.space import in_words
 from ..disk.tensors import read_tensors, write_tensors
+from ..interrupt import result_of
 from ..model.clip import ControlEncoder, encode_control
 from ..model.conditioning import control_condition
 from ..plan import ClipPlan
+from .broken_clips import checked_latents
 
 
 class ControlWindow(Protocol):
@@ -36,8 +38,18 @@ class ControlWindow(Protocol):
 
 
 def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, encoder: ControlEncoder) -> Tensor:
-    """One modality's control latents [1, 36, f, h, w] of a clip."""
-    return control_condition(*encode_control(list(control.window(plan, clip)), encoder))
+    """One modality's control latents [1, 36, f, h, w] of a clip.
+
+    Raises:
+        ValueError: the encoder's numbers broke.
+    """
+    return control_condition(*_encoded(list(control.window(plan, clip)), clip, "control", encoder))
+
+
+def _encoded(frames: Sequence[np.ndarray], clip: int, name: str, encoder: ControlEncoder) -> tuple[Tensor, Tensor]:
+    video, first_frame = encode_control(frames, encoder)
+    step = f"encoding its {name}"
+    return checked_latents(video, clip, step), checked_latents(first_frame, clip, step)
 
 
 class LatentStore:
@@ -166,11 +178,12 @@ class ControlLatents:
             return control_condition(*self._encode(name, clip, reading))
         digest = self.controls[name].digest(self.plan, clip)
         parts = self.store.read(digest, (1, 16, self.plan.latent_frames, *self.plan.latent_size))
-        if parts is None:
+        # LongVie 0.1 kept broken numbers as well.
+        if parts is None or not all(part.isfinite().all() for part in parts):
             parts = self._encode(name, clip, reading)
             self.store.write(digest, *parts)
         return control_condition(*parts)
 
     def _encode(self, name: str, clip: int, reading: Future[list[np.ndarray]] | None) -> tuple[Tensor, Tensor]:
-        frames = list(self.controls[name].window(self.plan, clip)) if reading is None else reading.result()
-        return encode_control(frames, self.encoder)
+        frames = list(self.controls[name].window(self.plan, clip)) if reading is None else result_of(reading)
+        return _encoded(frames, clip, f"{name} control", self.encoder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..backends.processes import DTYPES
 from ..disk.cache import ControlCache, cache_limit
 from ..disk.contents import ContentMemory, content_fingerprint
 from ..disk.fingerprints import files_fingerprint
+from ..finite import finite
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
 from ..model.noise import FIRST_FRAME_SIGMA, UnifiedNoise
@@ -53,6 +54,9 @@ class Sampling:
     first_frame_sigma: float = FIRST_FRAME_SIGMA
     dtype: str = "float32"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        finite(shift=self.shift, cfg=self.cfg, first_frame_sigma=self.first_frame_sigma)
 
 
 class DiffusersNetworks(Networks):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...interrupt import checkpoint
 from ...media.footage import DrivingVideo
 from ...media.write import VideoWriter
 from ...plan import ClipPlan
@@ -116,6 +117,7 @@ def _write_clips(
         if not path.is_file():
             z = depth_to_z(np.stack(list(dense.window(plan, clip))), (plan.width, plan.height))
             tracks = tracks_of(clip)
+            checkpoint()
             with VideoWriter(path, plan.width, plan.height, plan.fps, codec="lossless") as writer:
                 for picture in draw_clip(hide_occluded(tracks, z), z, style):
                     writer.write(picture)
