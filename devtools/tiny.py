@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
-from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.model.dual_control import torch_dual_control
+from longvie_core.model.wan import WanModel
+from longvie_core.training.tiny import TINY_BACKBONE, TINY_CONTROL, TINY_VAE_WIDTH
 
 LONGVIE_TINY = Path(__file__).resolve().parent.parent / "models" / "longvie-tiny"
 """The trained model, in folders that are named as in ComfyUI's ``models``; the pack shows them to the host."""
@@ -21,9 +22,6 @@ BACKBONE_FILE = "diffusion_models/longvie_tiny.safetensors"
 CONTROL_FILE = "model_patches/longvie_tiny_control.safetensors"
 VAE_FILE = "vae/longvie_tiny_vae.safetensors"
 
-BACKBONE = WanConfig(dim=256, ffn_dim=768, num_heads=2, num_layers=4, has_image_input=False)
-CONTROL = DualControlConfig(dim=256, control_dim=128, ffn_dim=384, num_heads=1, num_layers=3, image=False)
-VAE_WIDTH = 8
 SEED = 20261122
 
 RANDOM_BACKBONE = "diffusion_models/random_tiny.safetensors"
@@ -74,9 +72,9 @@ def wan_vae(width: int) -> nn.Module:
 def write_tiny_weights(models: Path) -> dict[str, Path]:
     """Write random backbone, control network and VAE below a ComfyUI ``models`` folder, where they are not there yet."""
     nets = {
-        RANDOM_BACKBONE: lambda: WanModel(BACKBONE),
-        RANDOM_CONTROL: lambda: torch_dual_control(CONTROL),
-        RANDOM_VAE: lambda: wan_vae(VAE_WIDTH),
+        RANDOM_BACKBONE: lambda: WanModel(TINY_BACKBONE),
+        RANDOM_CONTROL: lambda: torch_dual_control(TINY_CONTROL),
+        RANDOM_VAE: lambda: wan_vae(TINY_VAE_WIDTH),
     }
     paths = {file: models / file for file in nets}
     for seed, (file, make) in enumerate(nets.items(), start=SEED):

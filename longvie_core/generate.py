@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,16 +17,18 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from PIL import Image, UnidentifiedImageError
 
+from .backends.processes import DTYPES, gpu_count, process_group
 from .control.check import check_controls
 from .control.clips_folder import load_clips_folder
 from .control.control import Control
 from .control.normalize import write_control
 from .control.raw_depth import KINDS, RawDepth
-from .disk.fingerprints import text_sha256
+from .disk.fingerprints import files_fingerprint, text_sha256
+from .disk.seal import is_sealed, seal
+from .finite import finite
 from .media.read import stretch
 from .model.clip import HistorySettings
 from .model.dual_control import Strengths
@@ -34,11 +37,9 @@ from .model.schedule import SHIFT, STEPS
 from .plan import TAIL_RULES, ClipPlan
 from .run.colour_anchor import ANCHOR_SPACES, AnchorSettings
 from .run.diffusers_networks import (
-    DTYPES,
     DiffusersNetworks,
     ModelFiles,
     Sampling,
-    files_fingerprint,
     is_first_process,
     processes,
     sample_along,
@@ -50,25 +51,21 @@ from .run.store import Run
 
 
 @contextmanager
-def process_group() -> Iterator[str]:
+def own_device() -> Iterator[str]:
     """Join the other processes of ``torchrun``, if any; gives the device of this one.
 
     Raises:
         ValueError: several processes without a GPU for each.
     """
     local, world = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count()
     if world == 1:
         yield "cuda" if gpus else "cpu"
         return
     if local >= gpus:
         raise ValueError(f"{world} processes were started, but this machine has {gpus} GPUs: start one for each GPU")
-    torch.cuda.set_device(local)
-    dist.init_process_group("nccl")
-    try:
-        yield f"cuda:{local}"
-    finally:
-        dist.destroy_process_group()
+    with process_group() as state:
+        yield str(state.device)
 
 
 def script_of(options: argparse.Namespace) -> Script:
@@ -106,9 +103,10 @@ def _dense(options: argparse.Namespace, plan: ClipPlan) -> Control | None:
     raw_depth = open_raw_depth(options.raw_depth, options.raw_depth_kind, plan.fps)
     made_from = json.dumps([files_fingerprint(options.raw_depth), raw_depth.kind, str(plan)])
     path = options.run / f"dense_{text_sha256(made_from)[:16]}.mkv"
-    if is_first_process() and not path.is_file():
+    if is_first_process() and not is_sealed(path, options.run):
         options.run.mkdir(parents=True, exist_ok=True)
         write_control(raw_depth, plan, path)
+        seal(path, options.run)
     if processes() > 1:
         dist.barrier()
     return Control.from_video(path, "dense")
@@ -146,11 +144,19 @@ def _text_of(path: Path) -> str:
         raise ValueError(f"{path} is no UTF-8 text ({error})") from error
 
 
-def _fraction(text: str) -> Fraction:
+def _number(text: str) -> float:
     try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate such as 16 or 24000/1001") from error
+        finite(number=float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number such as 0.5") from error
+    return float(text)
+
+
+def _fraction(text: str) -> Fraction:
+    # Checked before it is read: Fraction would work out "1e999999999" to the last digit.
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate such as 16 or 24000/1001")
+    return Fraction(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,21 +193,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--pause-after", type=int, default=0, metavar="N", help="render at most so many clips, then stop (0 = do not pause)")
     add = parser.add_argument_group("sampling").add_argument
     add("--steps", type=int, default=STEPS)
-    add("--shift", type=float, default=SHIFT)
-    add("--cfg", type=float, default=5.0, help="guidance scale; 1 = none, at half the time")
+    add("--shift", type=_number, default=SHIFT)
+    add("--cfg", type=_number, default=5.0, help="guidance scale; 1 = none, at half the time")
     add("--seed", type=int, default=0)
     add("--noise", choices=NOISE_MODES, default=NOISE_MODES[0])
-    add("--dense-strength", type=float, default=1.0)
-    add("--sparse-strength", type=float, default=1.0)
+    add("--dense-strength", type=_number, default=1.0)
+    add("--sparse-strength", type=_number, default=1.0)
     add("--history-frames", type=int, default=HistorySettings().frames)
-    add("--first-frame-sigma", type=float, default=HistorySettings().first_frame_sigma)
+    add("--first-frame-sigma", type=_number, default=HistorySettings().first_frame_sigma)
     add(
         "--anchor",
         choices=ANCHOR_SPACES,
         default=ANCHOR_SPACES[0],
         help="hold later clips to the first one's colours (%(default)s)",
     )
-    add("--anchor-strength", type=float, default=0.0, help="how strongly: 0 = not at all, 1 = fully")
+    add("--anchor-strength", type=_number, default=0.0, help="how strongly: 0 = not at all, 1 = fully")
     add("--dtype", choices=DTYPES, help="of the networks (bfloat16 on a GPU, float32 on a CPU); the VAE stays in float32")
     return parser
 
@@ -211,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     models = ModelFiles(**{name: getattr(options, name) for name in ModelFiles.__dataclass_fields__})
     try:
-        with process_group() as device:
+        with own_device() as device:
             history = HistorySettings(options.history_frames, options.first_frame_sigma)
             anchor = AnchorSettings(options.anchor, options.anchor_strength)
             loop = LoopSettings(UnifiedNoise(options.seed, options.noise), history, anchor)

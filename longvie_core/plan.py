@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from .finite import finite
+
 TAIL_RULES = ("drop", "pad")
 
 VAE_TIME_STRIDE = 4
@@ -65,6 +67,7 @@ class ClipPlan:
                 f"frames per clip {self.frames} is not 4n+1 (the video VAE packs 4 frames into one latent): "
                 f"use {lower} or {lower + VAE_TIME_STRIDE}"
             )
+        finite(fps=self.fps)
         if self.fps <= 0:
             raise ValueError(f"fps {self.fps} is not positive: the reference uses 16")
         if not 1 <= self.overlap < self.frames:

@@ -14,8 +14,10 @@ from PIL import Image
 from ..longvie_core.control.check import check_controls
 from ..longvie_core.control.clips_folder import load_clips_folder
 from ..longvie_core.control.control import MODALITIES, Control
+from ..longvie_core.disk.fingerprints import file_stamp
 from ..longvie_core.plan import ClipPlan
 from . import storage, types
+from .cache import cache_state
 
 
 class LongVieLoadClips(io.ComfyNode):
@@ -69,14 +71,14 @@ class LongVieLoadClips(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
         files = sorted(storage.input_folder(folder).iterdir())
-        return hashlib.sha256(repr([(path.name, *storage.stamp(path)) for path in files]).encode()).hexdigest()
+        return hashlib.sha256(repr([(path.name, *file_stamp(path)) for path in files]).encode()).hexdigest()
 
     @classmethod
     def validate_inputs(cls, folder=None) -> bool | str:
         try:
             if folder is not None:
-                load_clips_folder(storage.input_folder(folder))
-        except (ValueError, FileNotFoundError) as error:
+                storage.input_folder(folder)
+        except ValueError as error:
             return str(error)
         return True
 
@@ -115,6 +117,10 @@ class LongVieControlFromVideo(io.ComfyNode):
             raise ValueError("connect either video or images to LongVie Control From Video: exactly one of the two")
         path = storage.image_file(images) if video is None else storage.video_file(video)
         return io.NodeOutput(Control.from_video(path, modality, near_is_black=polarity == "near = black"))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        return cache_state()
 
 
 class LongVieControlPreview(io.ComfyNode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -20,9 +20,15 @@ from ..longvie_core.control.depth.pictures import ReadyDepthVideo
 from ..longvie_core.control.depth.ready import DepthSource, copy_depth
 from ..longvie_core.control.raw_depth import KINDS, RawDepth
 from ..longvie_core.disk.atomic import write_atomically
+from ..longvie_core.disk.fingerprints import file_stamp
+from ..longvie_core.disk.npy import FLOAT32
 from ..longvie_core.media.footage import FITS, Footage
 from ..longvie_core.plan import ClipPlan
-from . import engines, storage, types
+from . import cache, engines, storage, types
+from .contents import content_of
+
+DEPTH, RECORD = "depth.npy", "signal.json"
+"""Files of an entry of the cache."""
 
 POLARITIES = {"near = white": "white", "near = black": "black"}
 
@@ -136,7 +142,7 @@ class LongVieDepthControl(io.ComfyNode):
                 if raw_depth is not None:
                     size = f"{raw_depth.width}x{raw_depth.height}"
                     return io.NodeOutput(raw_depth, f"{raw_depth.frames} frames of {size}, used in place")
-                return copied(array, plan, path, storage.stamp(path))
+                return copied(array, plan, path, file_stamp(path))
             case "ready-made depth" if images is not None:
                 near = POLARITIES[engine["polarity"]]
                 return copied(engines.ImageDepth(images, near), plan, storage.tensor_sha256(images), near)
@@ -149,7 +155,7 @@ class LongVieDepthControl(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        return storage.cache_state()
+        return cache.cache_state()
 
 
 def model_input(files: list[str], tooltip: str) -> io.Input:
@@ -175,37 +181,53 @@ def extracted(footage: Footage, choice: dict, plan: ClipPlan) -> io.NodeOutput:
         )
         return raw_depth, [*before.notes, f"{engine.name}: flicker {before.flicker:.4f} before alignment"]
 
-    return cached_depth(extract, [footage.summary(plan)], footage.digest(), sorted(choice.items()))
+    weights = engines.depth_weights(choice)
+    made_from = (footage.digest(), sorted(choice.items()), None if weights is None else content_of(weights))
+    needed = footage.frames * plan.height * plan.width * FLOAT32.itemsize
+    return cached_depth(extract, [footage.summary(plan)], *made_from, needed=needed)
 
 
-def copied(source: DepthSource, plan: ClipPlan, *made_from: object, numbers: Iterable[int] | None = None) -> io.NodeOutput:
+def copied(source: DepthSource, plan: ClipPlan, *made_from: object, numbers: Sequence[int] | None = None) -> io.NodeOutput:
     """Depth that the user already has, as raw depth in the cache."""
 
     def copy(path: Path) -> tuple[RawDepth, list[str]]:
         return copy_depth(source, path, plan.fps, numbers), []
 
-    return cached_depth(copy, [], source.name, source.kind, plan.fps, made_from)
+    needed = (source.frames if numbers is None else len(numbers)) * plan.height * plan.width * FLOAT32.itemsize
+    return cached_depth(copy, [], source.name, source.kind, plan.fps, made_from, needed=needed)
 
 
-def cached_depth(make: Callable[[Path], tuple[RawDepth, list[str]]], notes: list[str], *made_from: object) -> io.NodeOutput:
+def cached_depth(
+    make: Callable[[Path], tuple[RawDepth, list[str]]], notes: list[str], *made_from: object, needed: int
+) -> io.NodeOutput:
     """Raw depth and a report, made unless the cache has them.
 
     Args:
         make: writes the depth to a path, and gives it with lines for the report, which are kept with it.
         notes: lines that come first in the report and are not kept.
         made_from: values that name the entry.
+        needed: bytes that it may take.
     """
-    folder = storage.cached("depth", *made_from, suffix="")
-    record = folder / "signal.json"
-    if not record.is_file():
-        folder.mkdir(exist_ok=True)
-        raw_depth, kept_notes = make(folder / "depth.npy")
-        size, flicker = f"{raw_depth.width}x{raw_depth.height}", temporal_flicker(raw_depth)
-        kept_notes.append(f"{raw_depth.frames} frames of {size}, flicker {flicker:.4f}")
-        fields = {**asdict(raw_depth), "path": raw_depth.path.name, "fps": str(raw_depth.fps)}
-        text = json.dumps({"signal": fields, "notes": kept_notes})
-        write_atomically(record, lambda part: part.write_text(text, encoding="utf-8"))
-    stored = json.loads(record.read_text(encoding="utf-8"))
+    folder = cache.cached("depth", *made_from, suffix="")
+    stored = _stored_depth(folder)
+    if stored is None:
+        with cache.making(folder, needed):
+            folder.mkdir(exist_ok=True)
+            raw_depth, kept_notes = make(folder / DEPTH)
+            size, flicker = f"{raw_depth.width}x{raw_depth.height}", temporal_flicker(raw_depth)
+            kept_notes.append(f"{raw_depth.frames} frames of {size}, flicker {flicker:.4f}")
+            fields = {**asdict(raw_depth), "path": DEPTH, "fps": str(raw_depth.fps)}
+            text = json.dumps({"signal": fields, "notes": kept_notes})
+            write_atomically(folder / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
+        stored = raw_depth, kept_notes
+    raw_depth, kept_notes = stored
+    return io.NodeOutput(raw_depth, "\n".join([*notes, *kept_notes]))
+
+
+def _stored_depth(folder: Path) -> tuple[RawDepth, list[str]] | None:
+    """Raw depth and lines of the report that are kept in a folder of the cache; ``None`` where they are not whole."""
+    if not (cache.is_intact(folder / RECORD) and cache.is_intact(folder / DEPTH)):
+        return None
+    stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     fields = stored["signal"]
-    raw_depth = RawDepth(**{**fields, "path": folder / fields["path"], "fps": Fraction(fields["fps"])})
-    return io.NodeOutput(raw_depth, "\n".join([*notes, *stored["notes"]]))
+    return RawDepth(**{**fields, "path": folder / DEPTH, "fps": Fraction(fields["fps"])}), stored["notes"]

@@ -189,18 +189,29 @@ def depth_engine(choice: dict) -> DepthEngine:
     Raises:
         ValueError, FileNotFoundError: naming the file that is missing and where it belongs.
     """
-    engine = choice["engine"]
-    if engine == PARALLAX:
+    engine, weights = choice["engine"], depth_weights(choice)
+    if weights is None:
         return ParallaxDepth()
-    file = choice.get("model")
-    if file == NONE_FOUND:
-        raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {DEPTH_MENDS[engine]}")
     device = str(comfy.model_management.get_torch_device())
     if engine == "Depth Anything 3":
-        return HostDepthAnything3(file, choice["resolution"])
+        return HostDepthAnything3(choice["model"], choice["resolution"])
     if engine == "transformers":
-        folder = next(
-            root for root in map(Path, folder_paths.get_folder_paths(DEPTH_MODELS)) if (root / file / "config.json").is_file()
-        )
-        return TransformersDepth(folder / file, device=device)
-    return AuxDepth(choice["network"], Path(folder_paths.get_full_path_or_raise(DEPTH_MODELS, file)), device=device)
+        return TransformersDepth(weights, device=device)
+    return AuxDepth(choice["network"], weights, device=device)
+
+
+def depth_weights(choice: dict) -> Path | None:
+    """The file or folder with the weights that the widgets name; ``None`` for an engine without any.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the file that is missing and where it belongs.
+    """
+    engine, name = choice["engine"], choice.get("model")
+    if engine == PARALLAX:
+        return None
+    if name == NONE_FOUND:
+        raise ValueError(f"{engine} needs weights in models/{DEPTH_MODELS}, and there are none: {DEPTH_MENDS[engine]}")
+    if engine == "transformers":
+        roots = map(Path, folder_paths.get_folder_paths(DEPTH_MODELS))
+        return next(root for root in roots if (root / name / "config.json").is_file()) / name
+    return Path(folder_paths.get_full_path_or_raise(DEPTH_MODELS, name))

@@ -12,6 +12,7 @@ from ..longvie_core.control.check import check_controls
 from ..longvie_core.model.clip import HistorySettings
 from ..longvie_core.model.conditioning import encoded_history_frames
 from ..longvie_core.model.noise import FIRST_FRAME_SIGMA
+from ..longvie_core.run.broken_clips import checked_latents
 from ..longvie_core.run.control_latents import control_latents
 from ..longvie_core.run.prompts import MAX_STRENGTH
 from . import storage, types
@@ -200,6 +201,7 @@ class LongVieApplyControl(io.ComfyNode):
         sparse_end=1.0,
         first_frame_sigma=FIRST_FRAME_SIGMA,
     ) -> io.NodeOutput:
+        HistorySettings(first_frame_sigma=first_frame_sigma)
         plan = check_controls(plan, dense, sparse)
         patched = backend.apply_control(
             model,
@@ -210,7 +212,9 @@ class LongVieApplyControl(io.ComfyNode):
         )
         backend.check_image_branch(patched, clip_vision_output)
         codec = backend.VaeCodec(vae, model)
-        image = codec.encode_image(storage.to_frame(start_image, plan), plan.frames)
+        image = checked_latents(
+            codec.encode_image(storage.to_frame(start_image, plan), plan.frames), clip - 1, "encoding its start frame"
+        )
         dense_latents, sparse_latents = (
             None if signal is None else control_latents(signal, plan, clip - 1, codec) for signal in (dense, sparse)
         )
@@ -219,6 +223,7 @@ class LongVieApplyControl(io.ComfyNode):
             frames = storage.to_frames(history, plan)
             HistorySettings(len(frames))
             past = codec.encode(frames[: encoded_history_frames(len(frames))])
+            checked_latents(past, clip - 1, "encoding its history")
         positive, negative = (
             backend.with_control(backend.with_image(text, image, clip_vision_output), dense_latents, sparse_latents, past)
             for text in (positive, negative)

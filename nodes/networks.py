@@ -24,6 +24,8 @@ from ..longvie_core.run.prompts import ClipStrengths, PromptSchedule
 from ..longvie_core.run.render import Networks
 from ..longvie_core.run.text_embeddings import EmbeddingStore
 from . import storage
+from .cache import control_cache
+from .contents import GraphFingerprint
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class SamplerPayload:
         sampler: what samples a clip.
         dense, sparse: strengths and ranges that its MODEL was patched with.
         history, anchor: how one clip follows from another.
-        networks: fingerprints of the graph behind each input, by the names of :class:`longvie_core.run.keys.NetworkParts`.
+        networks: fingerprints, by content, of the graph behind each input, under the names of
+            :class:`longvie_core.run.keys.NetworkParts`.
         fingerprint: of the whole graph that made it, which is what LongVie 0.1 knew clips by.
         node: id of the node that made it, where the running clip is previewed.
     """
@@ -55,11 +58,11 @@ class PromptsPayload(PromptSchedule):
 
     Args:
         clip: the host's text encoder, or ``None`` = no text.
-        encoder: fingerprint of the text encoder.
+        encoder: fingerprint of the graph behind the text encoder.
     """
 
     clip: object | None = None
-    encoder: str = ""
+    encoder: GraphFingerprint = GraphFingerprint("", "")
 
 
 class EncodedTexts:
@@ -74,7 +77,7 @@ class EncodedTexts:
     def __init__(self, prompts: PromptsPayload, model: object, folder: Path | None) -> None:
         self.clip = prompts.clip
         self.model = model
-        self._store = None if folder is None else EmbeddingStore(folder, prompts.encoder)
+        self._store = None if folder is None else EmbeddingStore(folder, prompts.encoder.content)
         self._memory: dict[str, backend.Conditioning] = {}
 
     def missing(self, texts: Iterable[str]) -> list[str]:
@@ -94,10 +97,16 @@ class EncodedTexts:
                 self._store.write(text, embedding)
 
     def read(self, text: str) -> backend.Conditioning:
-        """CONDITIONING of a text; without an encoder that of no text."""
+        """CONDITIONING of a text, encoded again where its file is damaged; without an encoder that of no text."""
         if self.clip is None:
             return backend.empty_text(self.model)
-        return self._memory[text] if self._store is None else [[self._store.read(text), {}]]
+        if self._store is None:
+            return self._memory[text]
+        embedding = self._store.read(text)
+        if embedding is None:
+            self.encode([text])
+            embedding = self._store.read(text)
+        return [[embedding, {}]]
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,14 @@ class ComfyNetworks(Networks):
 
     Args:
         sampler, prompts: payloads.
-        noise_fingerprint: of the graph behind the noise, which is what LongVie 0.1 knew it by.
+        noise_fingerprint: of the graph behind the noise.
+
+    Raises:
+        ValueError: the limit of the cache in the environment is no size.
     """
 
-    def __init__(self, sampler: SamplerPayload, prompts: PromptsPayload, noise_fingerprint: str) -> None:
+    def __init__(self, sampler: SamplerPayload, prompts: PromptsPayload, noise_fingerprint: GraphFingerprint) -> None:
+        control_cache()
         self.sampler = sampler
         self.prompts = prompts
         self.noise_fingerprint = noise_fingerprint
@@ -138,7 +151,7 @@ class ComfyNetworks(Networks):
     def parts(self) -> NetworkParts:
         """See :class:`longvie_core.run.render.Networks`."""
         sampler = self.sampler.sampler
-        text_encoder = self.prompts.encoder if self.prompts.clip else "none"
+        text_encoder = self.prompts.encoder.content if self.prompts.clip else "none"
         sigmas = tuple(sampler.sigmas.float().tolist())
         return NetworkParts(self.sampler.networks, text_encoder, sigmas, sampler.cfg, self.sampler.dense, self.sampler.sparse)
 
@@ -147,8 +160,8 @@ class ComfyNetworks(Networks):
         return {
             **parts_of_0_1(job, clip),
             "sampler": self.sampler.fingerprint,
-            "text encoder": self.prompts.encoder,
-            "noise": self.noise_fingerprint,
+            "text encoder": self.prompts.encoder.former,
+            "noise": self.noise_fingerprint.former,
             **_own_strengths(job.script.prompts.of(clip).strengths),
         }
 
@@ -175,12 +188,12 @@ def open_backend(sampler: SamplerPayload, clips: Sequence[int]) -> backend.Comfy
 
 def latent_store(sampler: backend.MultimodalSampler) -> LatentStore:
     """Encoded controls in the pack's cache, as this sampler's VAE encodes them."""
-    return LatentStore(storage.control_cache(), encoder_fingerprint(sampler))
+    return LatentStore(control_cache(), encoder_fingerprint(sampler))
 
 
-def loop_settings(sampler: SamplerPayload, noise: object, noise_fingerprint: str) -> LoopSettings:
+def loop_settings(sampler: SamplerPayload, noise: object, noise_fingerprint: GraphFingerprint) -> LoopSettings:
     """How one clip follows from another, with the host's NOISE or LongVie's."""
-    source: NoiseSource = noise if isinstance(noise, UnifiedNoise) else HostNoise(noise, noise_fingerprint)
+    source: NoiseSource = noise if isinstance(noise, UnifiedNoise) else HostNoise(noise, noise_fingerprint.content)
     return LoopSettings(source, sampler.history, sampler.anchor)
 
 

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..longvie_core.control.control import Control
 from ..longvie_core.control.normalize import write_control, write_control_per_clip
-from . import storage, types
+from ..longvie_core.disk.fingerprints import file_stamp
+from . import cache, storage, types
 
 WHOLE_VIDEO, PER_CLIP = "whole video", "per clip (ablation)"
 
@@ -59,15 +60,18 @@ class LongVieGlobalNormalize(io.ComfyNode):
     def execute(cls, signal, plan, low_percentile, high_percentile, scope=WHOLE_VIDEO) -> io.NodeOutput:
         plan = plan.resolved(signal.frames)
         percentiles = (low_percentile, high_percentile)
-        made_from = (signal, storage.stamp(signal.path), plan, percentiles)
+        made_from = (signal, file_stamp(signal.path), plan, percentiles)
+        needed = signal.height * signal.width * storage.PIXEL_BYTES
         if scope == PER_CLIP:
-            folder = storage.cached("dense_per_clip", *made_from, suffix="")
-            return io.NodeOutput(write_control_per_clip(signal, plan, folder, percentiles))
-        destination = storage.cached("dense", *made_from)
-        if destination.is_file():
+            folder = cache.cached("dense_per_clip", *made_from, suffix="")
+            with cache.making(folder, plan.clips * plan.frames * needed):
+                return io.NodeOutput(write_control_per_clip(signal, plan, folder, percentiles))
+        destination = cache.cached("dense", *made_from)
+        if cache.is_intact(destination):
             return io.NodeOutput(Control.from_video(destination, "dense"))
-        return io.NodeOutput(write_control(signal, plan, destination, percentiles))
+        with cache.making(destination, plan.output_frames * needed):
+            return io.NodeOutput(write_control(signal, plan, destination, percentiles))
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        return storage.cache_state()
+        return cache.cache_state()

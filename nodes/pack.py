@@ -11,6 +11,7 @@ from ..longvie_core.backends.comfy.host import require_host
 from .assemble import LongVieAssemble
 from .controls import LongVieControlFromVideo, LongVieControlPreview, LongVieLoadClips
 from .depth import LongVieDepthControl
+from .guard import guard
 from .loop import LongVieClipLoop
 from .model import LongVieApplyControl, LongVieAttentionOverlay, LongVieLoadControl
 from .noise import LongVieUnifiedNoise
@@ -56,6 +57,8 @@ class LongVieExtension(ComfyExtension):
     async def on_load(self) -> None:
         require_host()
         register_longvie_tiny()
+        for node in NODES:
+            guard(node)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..longvie_core.run.prompts import REFERENCE_NEGATIVE, check_characters, parse_prompts
-from . import storage, types
+from . import types
+from .contents import graph_fingerprint
 from .networks import PromptsPayload
 
 
@@ -44,7 +45,7 @@ class LongViePromptSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, prompts, negative, clip=None) -> io.NodeOutput:
         check_characters("the negative prompt", negative)
-        encoder = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
+        encoder = graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "clip")
         return io.NodeOutput(PromptsPayload(parse_prompts(prompts), negative, clip, encoder))
 
     @classmethod

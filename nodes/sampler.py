@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..longvie_core.backends import comfy as backend
@@ -18,6 +16,8 @@ from ..longvie_core.run.colour_anchor import ANCHOR_SPACES, AnchorSettings
 from ..longvie_core.run.job import Script
 from ..longvie_core.run.loop import Carry, generate
 from . import storage, types
+from .cache import cache_state
+from .contents import GraphFingerprint, graph_fingerprint
 from .model import FIRST_FRAME_SIGMA_INPUT, modality_inputs, modality_range
 from .networks import EncodedTexts, SamplerPayload, host_sampler_text, latent_store, loop_settings, open_backend
 
@@ -149,18 +149,18 @@ class LongVieMultimodalSampler(io.ComfyNode):
         dense = modality_range("dense", dense_strength, dense_start, dense_end)
         sparse = modality_range("sparse", sparse_strength, sparse_start, sparse_end)
         patched = backend.apply_control(model, control, dense, sparse, history.first_frame_sigma)
-        graph = partial(storage.graph_fingerprint, cls.hidden.dynprompt, cls.hidden.unique_id)
+        graph = partial(graph_fingerprint, cls.hidden.dynprompt, cls.hidden.unique_id)
         networks = {
-            "model": graph("model"),
-            "control network": graph("control"),
-            "vae": graph("vae"),
-            "image encoder": graph("clip_vision") if clip_vision else "none",
-            "method": host_sampler_text(sampler, graph("sampler")),
+            "model": graph("model").content,
+            "control network": graph("control").content,
+            "vae": graph("vae").content,
+            "image encoder": graph("clip_vision").content if clip_vision else "none",
+            "method": host_sampler_text(sampler, graph("sampler").content),
         }
         multimodal = backend.MultimodalSampler(patched, vae, clip_vision, sampler, sigmas, cfg)
         anchoring = AnchorSettings(anchor, anchor_strength)
         return io.NodeOutput(
-            SamplerPayload(multimodal, dense, sparse, history, anchoring, networks, graph(), cls.hidden.unique_id)
+            SamplerPayload(multimodal, dense, sparse, history, anchoring, networks, graph().former, cls.hidden.unique_id)
         )
 
 
@@ -202,9 +202,12 @@ class LongVieSampleClip(io.ComfyNode):
         script = Script(plan, dense, sparse, carry.start_frame(plan), prompts)
         texts = EncodedTexts(prompts, sampler.sampler.model, None)
         texts.encode(texts.missing(prompts.distinct([clip])))
-        settings = loop_settings(sampler, noise, "")
+        settings = loop_settings(sampler, noise, GraphFingerprint("", ""))
         with latent_store(sampler.sampler) as store:
             (result,) = generate(script, [clip], carry, open_backend(sampler, [clip]), settings, texts.read, store)
-        tail = Path(folder_paths.get_temp_directory()) / "longvie" / f"tail_{time.time_ns()}.safetensors"
-        storage.write_tail(tail, result.carry)
+        tail = storage.keep_tail(result.carry)
         return io.NodeOutput(ClipState(tail, clip + 1), storage.to_image(result.frames), {"samples": result.latents})
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> str:
+        return cache_state()

@@ -1,11 +1,9 @@
-"""Where the pack reads and writes inside the host's folders, and what names the things that have no bytes."""
+"""Where the pack reads and writes inside the host's folders, and what names the things that have no file."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from fractions import Fraction
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 
@@ -13,23 +11,31 @@ import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import Input, InputImpl
-from safetensors.torch import load_file, save_file
 
-from ..longvie_core.disk.atomic import write_atomically
-from ..longvie_core.disk.cache import ControlCache, cache_limit
+from ..longvie_core.disk.fingerprints import file_stamp
+from ..longvie_core.disk.tensors import claims_tensors, read_tensors, write_tensors
+from ..longvie_core.interrupt import checkpoint
 from ..longvie_core.media.footage import Footage
 from ..longvie_core.media.probe import probe
 from ..longvie_core.media.read import read_frames, stretch
-from ..longvie_core.media.sound import cut_sound, has_sound, write_wave
+from ..longvie_core.media.sound import SAMPLE_BYTES, cut_sound, has_sound, write_wave
 from ..longvie_core.media.write import VideoWriter
 from ..longvie_core.plan import ClipPlan
 from ..longvie_core.run.loop import Carry
 from ..longvie_core.run.names import check_run_name
 from ..longvie_core.run.store import Run
+from .cache import cached, cached_tail, is_intact, making, tail_cache
+from .contents import graph_fingerprint as graph_fingerprint
 
 MAX_FOLDER_NAME = 255
 AUDIO_BLOCK = 1 << 20
 """Samples of a channel that are converted at a time."""
+PIXEL_BYTES = 3
+"""As many as a lossless pixel takes at most, and noise alone takes."""
+SOUND_BYTES = 8 * 48_000 * SAMPLE_BYTES
+"""A second of sound in eight channels."""
+HASH_BLOCK = 1 << 24
+"""Bytes of a tensor that are hashed at a time."""
 
 
 def input_folder(name: str) -> Path:
@@ -96,25 +102,6 @@ def open_run(name: str) -> Run:
     return Run(folder)
 
 
-@lru_cache(maxsize=1)
-def control_cache() -> ControlCache:
-    """Derived controls in ``<user>/longvie/controls``, at most ``LONGVIE_CACHE_GIB`` (20) of them."""
-    return ControlCache(Path(folder_paths.get_user_directory()) / "longvie" / "controls", cache_limit())
-
-
-def cached(kind: str, *made_from: object, suffix: str = ".mkv") -> Path:
-    """Where what is made from these things is kept; makes room for it first."""
-    path = control_cache().entry(kind, *made_from, suffix=suffix)
-    if not path.exists():
-        control_cache().trim()
-    return path
-
-
-def cache_state() -> str:
-    """Text that changes when a cached file that this process relies on was deleted: the host then has to make it again."""
-    return str(control_cache().forget_lost())
-
-
 def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPlan, fit: str) -> Footage:
     """The driving video at the plan's rate and size, from a VIDEO or from an IMAGE batch at the plan's rate.
 
@@ -130,7 +117,9 @@ def footage(video: Input.Video | None, images: torch.Tensor | None, plan: ClipPl
 def tensor_sha256(tensor: torch.Tensor) -> str:
     """Hash of a tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for block in tensor.detach().cpu().contiguous().flatten().view(torch.uint8).split(HASH_BLOCK):
+        checkpoint()
+        digest.update(block.numpy())
     return digest.hexdigest()
 
 
@@ -158,9 +147,10 @@ def to_image(frames: np.ndarray) -> torch.Tensor:
 def image_file(images: torch.Tensor, fps: Fraction = Fraction(16)) -> Path:
     """A lossless video of an IMAGE batch in the cache, named by its content."""
     path = cached("images", tensor_sha256(images), fps)
-    if not path.is_file():
+    if not is_intact(path):
         count, height, width = images.shape[:3]
-        with VideoWriter(path, width, height, fps, codec="lossless") as writer:
+        needed = count * height * width * PIXEL_BYTES
+        with making(path, needed), VideoWriter(path, width, height, fps, codec="lossless") as writer:
             for index in range(count):
                 writer.write(to_uint8(images[index]))
     return path
@@ -205,9 +195,13 @@ def trimmed_frames(path: Path, start: float, duration: float) -> range:
 def trimmed_file(path: Path, start: float, duration: float) -> Path:
     """A lossless copy of a part of a video, in the cache; streamed, whatever its length. Duration 0 = to the end."""
     info, frames = probe(path), trimmed_frames(path, start, duration)
-    destination = cached("trimmed", path, stamp(path), frames)
-    if not destination.is_file():
-        with VideoWriter(destination, info.width, info.height, info.fps, codec="lossless") as writer:
+    destination = cached("trimmed", path, file_stamp(path), frames)
+    if not is_intact(destination):
+        needed = len(frames) * info.height * info.width * PIXEL_BYTES
+        with (
+            making(destination, needed),
+            VideoWriter(destination, info.width, info.height, info.fps, codec="lossless") as writer,
+        ):
             for frame in read_frames(path, frames):
                 writer.write(frame)
     return destination
@@ -236,9 +230,10 @@ def audio_file(video: Input.Video | None, audio: dict | None) -> Path | None:
     if window == (0.0, 0.0):
         return path
     frames = trimmed_frames(path, *window)
-    destination = cached("sound", path, stamp(path), frames, suffix=".wav")
-    if not destination.is_file():
-        cut_sound(path, frames, destination)
+    destination = cached("sound", path, file_stamp(path), frames, suffix=".wav")
+    if not is_intact(destination):
+        with making(destination, ceil(len(frames) / probe(path).fps) * SOUND_BYTES):
+            cut_sound(path, frames, destination)
     return destination if has_sound(destination) else None
 
 
@@ -248,9 +243,10 @@ def samples_file(audio: dict) -> Path | None:
     if not samples.shape[-1]:
         return None
     path = cached("sound", tensor_sha256(samples), rate, suffix=".wav")
-    if not path.is_file():
+    if not is_intact(path):
         blocks = samples.split(AUDIO_BLOCK, dim=-1)
-        write_wave(path, rate, len(samples), (to_int16(block) for block in blocks))
+        with making(path, samples.numel() * SAMPLE_BYTES):
+            write_wave(path, rate, len(samples), (to_int16(block) for block in blocks))
     return path
 
 
@@ -260,75 +256,41 @@ def to_int16(samples: torch.Tensor) -> np.ndarray:
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly."""
-    return np.ascontiguousarray((image[..., :3].cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    """One picture [H, W, C] in 0 .. 1 -> uint8 [H, W, 3]; an 8-bit picture comes back exactly.
+
+    Raises:
+        ValueError: it has values that are not finite.
+    """
+    image = image[..., :3].cpu()
+    broken = image.numel() - int(image.isfinite().sum())
+    if broken:
+        raise ValueError(
+            f"a picture of an IMAGE has {broken} of {image.numel()} values that are not finite: what made it is broken, give "
+            "another one"
+        )
+    return np.ascontiguousarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file: what stands for its content where hashing it would be slow."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def write_tail(path: Path, carry: Carry) -> None:
-    """Keep what the next clip needs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def keep_tail(carry: Carry) -> Path:
+    """Keep what the next clip needs; equal tails are one file."""
     tensors = {"tail": torch.from_numpy(carry.frames)}
     if carry.anchor_statistics is not None:
         tensors["anchor_statistics"] = torch.from_numpy(carry.anchor_statistics)
-    write_atomically(path, lambda part: save_file(tensors, part))
+    path = cached_tail(*((name, tensor_sha256(tensor)) for name, tensor in tensors.items()))
+    if not claims_tensors(path):
+        write_tensors(path, tensors)
+        tail_cache().trim()
+    return path
 
 
 def read_tail(path: Path) -> Carry:
-    """Read back :func:`write_tail`.
+    """Read back :func:`keep_tail`.
 
     Raises:
-        ValueError: the file is gone (ComfyUI clears its temp folder when it starts).
+        ValueError: the file is gone (ComfyUI clears its temp folder when it starts) or damaged.
     """
-    if not path.is_file():
+    tensors = read_tensors(path)
+    if tensors is None:
         raise ValueError("the previous clip's frames are gone from ComfyUI's temp folder: queue the first clip again")
-    tensors = load_file(path)
     statistics = tensors["anchor_statistics"].numpy() if "anchor_statistics" in tensors else None
     return Carry(tensors["tail"].numpy(), first=False, anchor_statistics=statistics)
-
-
-def graph_fingerprint(dynprompt: object, node_id: str, input_name: str | None = None) -> str:
-    """Hash of a node and of everything upstream of it, with size and time of the files that it names.
-
-    Args:
-        dynprompt: the host's hidden DYNPROMPT.
-        node_id: the node.
-        input_name: only what is upstream of this input; ``None`` = the node itself and all its inputs.
-    """
-    seen: dict[str, str] = {}
-
-    def describe(value: object) -> object:
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int):
-            return ["link", hash_of(value[0]), value[1]]
-        if isinstance(value, str):
-            return [value, *_file_stamp(value)]
-        return value
-
-    def hash_of(identifier: str) -> str:
-        if identifier not in seen:
-            node = dynprompt.get_node(identifier)
-            inputs = {name: describe(value) for name, value in sorted(node["inputs"].items())}
-            text = json.dumps([node["class_type"], inputs], sort_keys=True, default=str)
-            seen[identifier] = hashlib.sha256(text.encode()).hexdigest()
-        return seen[identifier]
-
-    if input_name is None:
-        return hash_of(node_id)
-    value = dynprompt.get_node(node_id)["inputs"].get(input_name)
-    return hashlib.sha256(json.dumps(describe(value), default=str).encode()).hexdigest()
-
-
-def _file_stamp(value: str) -> list[int]:
-    """Size and time of the file that a widget names in any of the host's model folders."""
-    if not value or len(value) > 255 or "\n" in value:
-        return []
-    paths = (folder_paths.get_full_path(kind, value) for kind in folder_paths.folder_names_and_paths)
-    path = next((Path(path) for path in paths if path), None)
-    if path is None:
-        return []
-    return list(stamp(path))

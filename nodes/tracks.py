@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import comfy.utils
 import torch
 from comfy_api.latest import io
@@ -11,9 +15,10 @@ from ..longvie_core.control.tracks.draw import STYLES
 from ..longvie_core.control.tracks.flow import FlowTracker
 from ..longvie_core.control.tracks.lucas_kanade import LucasKanade
 from ..longvie_core.control.tracks.types import Tracker
-from ..longvie_core.control.tracks.write import write_external_tracks, write_tracks
+from ..longvie_core.control.tracks.write import clip_file, write_external_tracks, write_tracks
 from ..longvie_core.media.footage import FITS
-from . import engines, storage, types
+from . import cache, engines, storage, types
+from .contents import content_of
 
 
 class LongVieTrackControl(io.ComfyNode):
@@ -87,23 +92,33 @@ class LongVieTrackControl(io.ComfyNode):
         plan = check_controls(plan, dense, None)
         drawing = [style, plan, *(dense.digest(plan, clip) for clip in range(plan.clips))]
         bar = comfy.utils.ProgressBar(plan.clips)
+        needed = plan.clips * plan.frames * plan.height * plan.width * storage.PIXEL_BYTES
 
-        def progress(done: int, _: int) -> None:
-            bar.update_absolute(done)
+        @contextmanager
+        def writing(folder: Path) -> Iterator[Callable[[int, int], None]]:
+            with cache.making(folder, needed) as finished:
+
+                def progress(done: int, _: int) -> None:
+                    finished(clip_file(folder, done - 1))
+                    bar.update_absolute(done)
+
+                yield progress
 
         if engine["engine"] == "TRACKS":
             external = engines.socket_tracks(tracks)
             hashes = [storage.tensor_sha256(torch.from_numpy(part)) for part in (external.xy, external.visible)]
-            folder = storage.cached("tracks", "TRACKS", *hashes, *drawing, suffix="")
-            return io.NodeOutput(write_external_tracks(external, dense, plan, folder, style=style, progress=progress))
+            folder = cache.cached("tracks", "TRACKS", *hashes, *drawing, suffix="")
+            with writing(folder) as progress:
+                return io.NodeOutput(write_external_tracks(external, dense, plan, folder, style=style, progress=progress))
         name, tracker = tracker_of(engine)
         footage = storage.footage(video, images, plan, fit)
-        folder = storage.cached("tracks", footage.digest(), name, grid, *drawing, suffix="")
-        return io.NodeOutput(write_tracks(footage, dense, plan, tracker, folder, grid=grid, style=style, progress=progress))
+        folder = cache.cached("tracks", footage.digest(), name, grid, *drawing, suffix="")
+        with writing(folder) as progress:
+            return io.NodeOutput(write_tracks(footage, dense, plan, tracker, folder, grid=grid, style=style, progress=progress))
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> str:
-        return storage.cache_state()
+        return cache.cache_state()
 
 
 def tracker_of(choice: dict) -> tuple[tuple, Tracker]:
@@ -111,4 +126,4 @@ def tracker_of(choice: dict) -> tuple[tuple, Tracker]:
     if choice["engine"] == "Lucas-Kanade":
         return ("Lucas-Kanade",), LucasKanade()
     path = engines.flow_file(choice["model"])
-    return ("RAFT", path, storage.stamp(path)), FlowTracker(engines.HostRaft(choice["model"]))
+    return ("RAFT", content_of(path)), FlowTracker(engines.HostRaft(choice["model"]))

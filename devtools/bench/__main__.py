@@ -10,6 +10,7 @@ BENCHMARKS = {
     "controls": "memory and time of making controls, by length of the driving video",
     "tracks": "point tracks against exact ones, and the time of drawing them",
     "long": "memory, time and disk of a run by its number of clips, and what the loop costs beside the model",
+    "clip-io": "what a finished clip costs beside the model, on the critical path and in all",
     "faults": "kills at random moments, each resumed, each equal to the run without",
     "ablation": "the papers' four answers to drift, each switched off in turn, with the tiny model",
 }
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
         for name, what in BENCHMARKS.items():
             print(f"  {name:<10} {what}")
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    return importlib.import_module(f"devtools.bench.{arguments[0]}").main(arguments[1:])
+    return importlib.import_module(f"devtools.bench.{arguments[0].replace('-', '_')}").main(arguments[1:])
 
 
 if __name__ == "__main__":

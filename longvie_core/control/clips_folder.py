@@ -13,8 +13,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..disk.atomic import write_atomically
+from ..disk.space import in_words
 from ..media.write import VideoWriter
 from .control import Control
+
+MOST_CLIPS = 10_000
+"""Clips that a folder may list: half a day of video."""
+
+MOST_LISTING_BYTES = 64 << 20
+"""Size of a ``cond.json``: more than so many long prompts take."""
 
 MAX_NAME_BYTES = 255
 """The longest file name that file systems allow."""
@@ -47,12 +54,17 @@ def load_clips_folder(folder: Path) -> ClipsFolder:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
     listing = _inside(folder, "cond.json", "the list of clips")
+    size = listing.stat().st_size
+    if size > MOST_LISTING_BYTES:
+        raise ValueError(f"{listing} has {in_words(size)}, but at most {in_words(MOST_LISTING_BYTES)} are read: list less")
     try:
         entries = json.loads(listing.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{listing} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{listing} must hold a list with an entry for each clip")
+    if len(entries) > MOST_CLIPS:
+        raise ValueError(f"{listing} lists {len(entries)} clips, but at most {MOST_CLIPS} are read: divide the folder")
     fields: dict[str, list[str]] = {"text": [], "depth": [], "track": []}
     for number, entry in enumerate(entries):
         for key, values in fields.items():

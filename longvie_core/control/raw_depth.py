@@ -13,6 +13,7 @@ import numpy as np
 
 from ..disk.atomic import publish, temporary_name
 from ..disk.npy import FLOAT32, float32_header, read_header
+from ..interrupt import checkpoint
 
 KINDS = ("disparity", "depth")
 
@@ -60,6 +61,7 @@ class RawDepth:
             start = self._first_value(file)
             # Read, not mapped: mapped pages would count as this process's memory until the whole file is in it.
             for number in numbers:
+                checkpoint()
                 file.seek(start + number * size * FLOAT32.itemsize)
                 frame = np.fromfile(file, FLOAT32, size).reshape(self.height, self.width)
                 yield to_disparity(frame, self.kind, f"{self.path}: frame {number}")
@@ -116,6 +118,7 @@ class RawDepthWriter:
         Raises:
             ValueError: not two axes, or another shape than the first frame's.
         """
+        checkpoint()
         if frame.ndim != 2 or frame.shape != (self._shape or frame.shape):
             expected = list(self._shape) or "[H, W]"
             raise ValueError(f"{self.path}: frame {self.frames} is {list(frame.shape)}, expected {expected}")

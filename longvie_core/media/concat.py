@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 
 from ..disk.atomic import write_atomically
+from ..interrupt import checkpoint
 from .probe import probe
 from .sound import audio_packets
 from .streams import open_video, video_stream
@@ -53,6 +54,7 @@ def concat(
             # By time, as players that stream expect it. heapq draws a first packet of each before any is written, so that
             # both streams are there when the header is.
             for packet in heapq.merge(*sources, key=lambda packet: packet.dts * packet.time_base):
+                checkpoint()
                 output.mux(packet)
 
     write_atomically(destination, write)

@@ -17,6 +17,7 @@ import av
 import numpy as np
 
 from ..disk.fingerprints import file_stamp
+from ..interrupt import checkpoint
 from .streams import displayed_frames, first_displayed_frame, open_video, video_stream
 
 ONE_PACKET_ONE_FRAME_FORMATS = frozenset({"mov", "matroska"})
@@ -190,6 +191,7 @@ def _survey(container: av.container.InputContainer, stream: av.VideoStream) -> _
         and stream.codec_context.name in ONE_PACKET_ONE_FRAME_CODECS
     )
     for packet in container.demux(stream):
+        checkpoint()
         if not packet.size:
             continue
         if packet.is_corrupt:
@@ -232,8 +234,11 @@ def _check_complete(path: Path, packets: _Survey, frames: int, damaged: bool, fp
 
 def _count_packets(path: Path, **options: str) -> int:
     with open_video(path, **options) as container:
-        packets = container.demux(video_stream(path, container))
-        return sum(bool(packet.size) and not packet.is_corrupt for packet in packets)
+        count = 0
+        for packet in container.demux(video_stream(path, container)):
+            checkpoint()
+            count += bool(packet.size) and not packet.is_corrupt
+        return count
 
 
 def _times_by_decoding(path: Path) -> tuple[array[int], int, bool]:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from ..disk.atomic import write_atomically
+from ..interrupt import checkpoint
 from .probe import frame_times
 from .streams import first_displayed_frame, moving_pictures, open_video
 
@@ -72,6 +73,7 @@ def write_wave(destination: Path, rate: int, channels: int, blocks: Iterable[np.
         with wave.open(str(temporary), "wb") as file:
             file.setparams((channels, SAMPLE_BYTES, rate, 0, "NONE", "not compressed"))
             for block in blocks:
+                checkpoint()
                 file.writeframesraw(block.astype("<i2").tobytes())
 
     write_atomically(destination, write)

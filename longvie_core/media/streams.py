@@ -8,6 +8,8 @@ from pathlib import Path
 
 import av
 
+from ..interrupt import checkpoint
+
 READ_OPTIONS = {
     # A «video» may be a playlist that names other files or addresses: read only the file itself, as a real format.
     "protocol_whitelist": "file",
@@ -71,6 +73,7 @@ def displayed_frames(container: av.container.InputContainer, stream: av.VideoStr
     """
     any_shown = False
     for packet in container.demux(stream):
+        checkpoint()
         try:
             frames = packet.decode()
         except av.FFmpegError:

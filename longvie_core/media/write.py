@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from ..disk.atomic import publish, temporary_name
+from ..interrupt import checkpoint
 
 # bf=0: without B-frames pts equals dts, so that clips join by stream copy with no reordering delay.
 # stitchable: headers do not depend on the pictures, so that all clips of one size and rate have the same ones.
@@ -99,6 +100,7 @@ class VideoWriter:
 
     def write(self, frame: np.ndarray) -> None:
         """Append one frame, uint8 RGB [H, W, 3]."""
+        checkpoint()
         if frame.shape != self._shape or frame.dtype != np.uint8:
             raise ValueError(
                 f"{self.path}: frame {self.frames} is {frame.dtype} {list(frame.shape)}, expected uint8 {list(self._shape)}"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..finite import finite
 from .conditioning import HISTORY_FRAMES
 from .noise import FIRST_FRAME_SIGMA
 
@@ -23,6 +24,9 @@ class ClipStrengths:
     dense: float | None = None
     sparse: float | None = None
 
+    def __post_init__(self) -> None:
+        finite(**{f"{name}_strength": value for name, value in vars(self).items() if value is not None})
+
 
 @dataclass(frozen=True)
 class ModalityRange:
@@ -33,7 +37,7 @@ class ModalityRange:
         start_percent, end_percent: part of the schedule, 0 = first step, 1 = last.
 
     Raises:
-        ValueError: the range is empty or outside 0 .. 1.
+        ValueError: the range is empty or outside 0 .. 1, or a number is not finite.
     """
 
     strength: float = 1.0
@@ -41,6 +45,7 @@ class ModalityRange:
     end_percent: float = 1.0
 
     def __post_init__(self) -> None:
+        finite(strength=self.strength)
         if not 0 <= self.start_percent <= self.end_percent <= 1:
             raise ValueError(
                 f"control range {self.start_percent} .. {self.end_percent} is not within 0 .. 1 with start before end"

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..finite import finite
 from .wan import WanBlock, WanModel, rope_frequencies
 
 
@@ -67,10 +69,27 @@ class Strengths:
     dense: float = 1.0
     sparse: float = 1.0
 
+    def __post_init__(self) -> None:
+        finite(dense_strength=self.dense, sparse_strength=self.sparse)
+
     @property
     def active(self) -> bool:
         """Whether anything is added at all; with both at 0 nothing is computed, the shared linear's bias included."""
         return self.dense != 0 or self.sparse != 0
+
+
+class ControlNetwork(Protocol):
+    """A control network as the controlled forward pass uses it: :class:`DualControl`, or one that weighs its streams."""
+
+    @property
+    def config(self) -> DualControlConfig:
+        """Its shape."""
+
+    def embed(self, *inputs: Any, **named: Any) -> Streams:
+        """:meth:`DualControl.embed`."""
+
+    def residual(self, layer: int, streams: Streams) -> Tensor:
+        """:meth:`DualControl.residual`."""
 
 
 @dataclass

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..finite import finite
+
 NOISE_MODES = ("unified", "per clip", "global + alpha * N(0,1)")
 
 FIRST_FRAME_SIGMA = 25 / 27
@@ -47,6 +49,7 @@ class UnifiedNoise:
     def __post_init__(self) -> None:
         if self.mode not in NOISE_MODES:
             raise ValueError(f"noise mode {self.mode!r} is not one of: {', '.join(NOISE_MODES)}")
+        finite(alpha=self.alpha)
         if self.alpha < 0:
             raise ValueError(f"noise alpha {self.alpha} is negative: use 0 or more (P1 used 0.05)")
 

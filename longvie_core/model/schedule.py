@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..finite import finite
+
 SHIFT = 5.0
 STEPS = 50
 
@@ -31,9 +33,27 @@ def flow_sigmas(steps: int = STEPS, shift: float = SHIFT) -> Tensor:
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}: at least 1 is needed")
+    finite(shift=shift)
     if shift <= 0:
         raise ValueError(f"shift is {shift}: it must be positive (LongVie uses {SHIFT:g})")
     return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float32), shift)
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Refuse what is no schedule, wherever it comes from.
+
+    Raises:
+        ValueError: another shape than [steps + 1], no step, or a sigma that is negative or not finite, with its place.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas have the shape {list(sigmas.shape)}: give [steps + 1], at least 2 of them")
+    broken = (~sigmas.isfinite() | (sigmas < 0)).nonzero()
+    if len(broken):
+        place = int(broken[0])
+        raise ValueError(
+            f"sigmas: number {place + 1} of {len(sigmas)} is {float(sigmas[place])}: they must be finite and not negative "
+            "(LongVie Sigmas makes them)"
+        )
 
 
 def timesteps(sigmas: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ..interrupt import checkpoint
 from ..model.conditioning import frames_to_uint8
 
 ANCHOR_SPACES = ("off", "pixels", "latent")
@@ -36,6 +37,7 @@ def pixel_statistics(frames: Iterable[np.ndarray]) -> np.ndarray:
     """
     counts = np.zeros((3, 256), dtype=np.int64)
     for frame in frames:
+        checkpoint()
         for channel in range(3):
             counts[channel] += np.bincount(frame[..., channel].ravel(), minlength=256)
     values = (np.arange(256) + 0.5) / 127.5 - 1

@@ -7,23 +7,24 @@ needs no model: a thread does it one clip ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..disk.atomic import write_atomically
 from ..disk.cache import ControlCache
 from ..disk.read_ahead import ReadAhead
+from ..disk.space import in_words
+from ..disk.tensors import read_tensors, write_tensors
+from ..interrupt import result_of
 from ..model.clip import ControlEncoder, encode_control
 from ..model.conditioning import control_condition
 from ..plan import ClipPlan
+from .broken_clips import checked_latents
 
 
 class ControlWindow(Protocol):
@@ -37,8 +38,18 @@ class ControlWindow(Protocol):
 
 
 def control_latents(control: ControlWindow, plan: ClipPlan, clip: int, encoder: ControlEncoder) -> Tensor:
-    """One modality's control latents [1, 36, f, h, w] of a clip."""
-    return control_condition(*encode_control(list(control.window(plan, clip)), encoder))
+    """One modality's control latents [1, 36, f, h, w] of a clip.
+
+    Raises:
+        ValueError: the encoder's numbers broke.
+    """
+    return control_condition(*_encoded(list(control.window(plan, clip)), clip, "control", encoder))
+
+
+def _encoded(frames: Sequence[np.ndarray], clip: int, name: str, encoder: ControlEncoder) -> tuple[Tensor, Tensor]:
+    video, first_frame = encode_control(frames, encoder)
+    step = f"encoding its {name}"
+    return checked_latents(video, clip, step), checked_latents(first_frame, clip, step)
 
 
 class LatentStore:
@@ -64,7 +75,8 @@ class LatentStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.cache.used -= self._pinned
+        for path in self._pinned:
+            self.cache.release(path)
         self._pinned.clear()
 
     @property
@@ -75,16 +87,15 @@ class LatentStore:
 
     def pin(self, digest: str) -> Path:
         """Where the encoding of the control window with this digest lies, or will lie; from now on it stays there."""
-        path = self.cache.entry("latents", digest, self.encoder, suffix=".safetensors")
-        self._pinned.add(path)
+        path = self.cache.path_of("latents", digest, self.encoder, suffix=".safetensors")
+        if path not in self._pinned:
+            self.cache.hold(path)
+            self._pinned.add(path)
         return path
 
     def read(self, digest: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
         """The two encodings of a window, of this shape each; ``None`` where they are not there or damaged."""
-        try:
-            stored = load_file(self.pin(digest))
-        except (OSError, SafetensorError):
-            return None
+        stored = read_tensors(self.pin(digest)) or {}
         parts = stored.get("video"), stored.get("first_frame")
         if any(part is None or tuple(part.shape) != shape for part in parts):
             return None
@@ -94,13 +105,17 @@ class LatentStore:
     def write(self, digest: str, video: Tensor, first_frame: Tensor) -> None:
         """Keep the two encodings of a window; the room for them is made first."""
         self.misses += 1
-        # Bytes first: a full disk is then an OSError and not one of safetensors' own.
-        data = save({"video": video.cpu().contiguous(), "first_frame": first_frame.cpu().contiguous()})
+        path = self.pin(digest)
         try:
             self.cache.trim()
-            write_atomically(self.pin(digest), lambda part: part.write_bytes(data))
+            write_tensors(path, {"video": video, "first_frame": first_frame})
+            self.cache.trim()
         except OSError as error:
-            note = f"control latents cannot be kept in {self.cache.folder}: {error}; they are encoded anew in the next run"
+            size = in_words(video.nbytes + first_frame.nbytes)
+            note = (
+                f"control latents cannot be kept in {self.cache.folder}, {size} a clip and control: {error}; they are encoded "
+                "anew in the next run"
+            )
             if note not in self.notes:
                 self.notes.append(note)
 
@@ -163,11 +178,12 @@ class ControlLatents:
             return control_condition(*self._encode(name, clip, reading))
         digest = self.controls[name].digest(self.plan, clip)
         parts = self.store.read(digest, (1, 16, self.plan.latent_frames, *self.plan.latent_size))
-        if parts is None:
+        # LongVie 0.1 kept broken numbers as well.
+        if parts is None or not all(part.isfinite().all() for part in parts):
             parts = self._encode(name, clip, reading)
             self.store.write(digest, *parts)
         return control_condition(*parts)
 
     def _encode(self, name: str, clip: int, reading: Future[list[np.ndarray]] | None) -> tuple[Tensor, Tensor]:
-        frames = list(self.controls[name].window(self.plan, clip)) if reading is None else reading.result()
-        return encode_control(frames, self.encoder)
+        frames = list(self.controls[name].window(self.plan, clip)) if reading is None else result_of(reading)
+        return _encoded(frames, clip, f"{name} control", self.encoder)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from ..backends.processes import DTYPES
 from ..disk.cache import ControlCache, cache_limit
-from ..disk.fingerprints import text_sha256
+from ..disk.contents import ContentMemory, content_fingerprint
+from ..disk.fingerprints import files_fingerprint
+from ..finite import finite
 from ..model.clip import ModalityRange
 from ..model.dual_control import Strengths
 from ..model.noise import FIRST_FRAME_SIGMA, UnifiedNoise
@@ -25,12 +25,10 @@ from .job import Job
 from .keys import NetworkParts, parts_of_0_1
 from .loop import Carry, generate
 from .render import Networks
-from .text_embeddings import EmbeddingStore
+from .text_store import TextStore
 
 if TYPE_CHECKING:
     from ..backends.diffusers import DiffusersBackend
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -57,57 +55,8 @@ class Sampling:
     dtype: str = "float32"
     device: str = "cpu"
 
-
-def files_fingerprint(path: Path | None) -> str:
-    """Hash of the names, sizes and times of a file, or of all files below a folder.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-    """
-    if path is None:
-        return "none"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give the path of a local file or folder, nothing is downloaded")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return text_sha256(json.dumps(stamps))
-
-
-class EncodedTexts:
-    """Prompts encoded by umT5 of a local folder, each once for all runs in this folder.
-
-    Args:
-        folder: where they are kept.
-        encoder: local folder of umT5; ``None`` = no text, whatever the prompts say.
-        sampling: dtype and device.
-    """
-
-    def __init__(self, folder: Path, encoder: Path | None, sampling: Sampling) -> None:
-        self.encoder = encoder
-        self.sampling = sampling
-        self._store = EmbeddingStore(folder, files_fingerprint(encoder))
-
-    def missing(self, texts: Iterable[str]) -> list[str]:
-        """Those that have to be encoded, each once."""
-        return [] if self.encoder is None else self._store.missing(texts)
-
-    def encode(self, texts: Sequence[str]) -> None:
-        """Encode and keep; the encoder is gone from memory afterwards."""
-        if not texts or self.encoder is None:
-            return
-        from ..backends.diffusers import TextEncoder
-
-        encoder = TextEncoder(self.encoder, dtype=DTYPES[self.sampling.dtype], device=self.sampling.device)
-        for text in texts:
-            self._store.write(text, encoder(text))
-        del encoder
-        gc.collect()
-        if self.sampling.device != "cpu":
-            torch.cuda.empty_cache()
-
-    def read(self, text: str) -> Tensor | None:
-        """Embedding [1, L, width]; ``None`` without an encoder."""
-        return None if self.encoder is None else self._store.read(text)
+    def __post_init__(self) -> None:
+        finite(shift=self.shift, cfg=self.cfg, first_frame_sigma=self.first_frame_sigma)
 
 
 class DiffusersNetworks(Networks):
@@ -116,32 +65,50 @@ class DiffusersNetworks(Networks):
     Args:
         files: where they lie.
         sampling: how they sample; equal in all processes but for the device.
-        cache: folder that keeps encoded controls from run to run.
+        cache: folder that keeps encoded controls from run to run; what the networks' files hold is remembered beside it.
+
+    Raises:
+        ValueError: the limit of the cache in the environment is no size.
     """
 
     def __init__(self, files: ModelFiles, sampling: Sampling, cache: Path) -> None:
         self.files = files
         self.sampling = sampling
         self.cache = cache
+        self._cache_limit = cache_limit()
+        self._memory = ContentMemory(cache.with_name("contents.json"))
 
     @cached_property
-    def parts(self) -> NetworkParts:
-        """Networks count by name, size and time of their files.
+    def contents(self) -> Mapping[str, str]:
+        """What each network's files hold, ``"none"`` where there is none: their bytes count, and in folders their names.
+
+        All of them are read, once: 33 GB in the first run from a folder; afterwards only their sizes and times.
 
         Raises:
             FileNotFoundError: one of them does not exist.
+            ValueError: one of them is being written.
         """
-        stamps = {name: files_fingerprint(path) for name, path in vars(self.files).items()}
+        files: Mapping[str, Path | None] = vars(self.files)
+        return {name: "none" if path is None else content_fingerprint(path, self._memory) for name, path in files.items()}
+
+    @cached_property
+    def parts(self) -> NetworkParts:
+        """Networks count by what their files hold.
+
+        Raises:
+            FileNotFoundError, ValueError: as :attr:`contents`.
+        """
+        contents = self.contents
         networks = {
-            "model": f"{stamps['backbone']} overlay {stamps['overlay']} {self.sampling.dtype}",
-            "control network": stamps["control"],
-            "vae": stamps["vae"],
-            "image encoder": stamps["image_encoder"],
+            "model": f"{contents['backbone']} overlay {contents['overlay']} {self.sampling.dtype}",
+            "control network": contents["control"],
+            "vae": contents["vae"],
+            "image encoder": contents["image_encoder"],
             "method": "euler",
         }
         sigmas = flow_sigmas(self.sampling.steps, self.sampling.shift)
         dense, sparse = ModalityRange(self.sampling.strengths.dense), ModalityRange(self.sampling.strengths.sparse)
-        return NetworkParts(networks, stamps["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
+        return NetworkParts(networks, contents["text_encoder"], tuple(sigmas.tolist()), self.sampling.cfg, dense, sparse)
 
     def former_parts(self, job: Job, clip: int) -> Mapping[str, str]:
         """See :class:`longvie_core.run.render.Networks`."""
@@ -158,14 +125,15 @@ class DiffusersNetworks(Networks):
             **{name.replace("_", " "): files_fingerprint(path) for name, path in vars(self.files).items()},
         }
 
-    def texts(self, folder: Path) -> EncodedTexts:
+    def texts(self, folder: Path) -> TextStore:
         """See :class:`longvie_core.run.render.Networks`."""
-        return EncodedTexts(folder, self.files.text_encoder, self.sampling)
+        encoder = f"{self.contents['text_encoder']} {self.sampling.dtype}"
+        return TextStore(folder, self.files.text_encoder, DTYPES[self.sampling.dtype], self.sampling.device, encoder)
 
     def store(self) -> LatentStore:
         """Encoded controls, as long as the VAE and what it runs on stay the same."""
-        encoder = f"{files_fingerprint(self.files.vae)} {self.sampling.device} diffusers {torch.__version__}"
-        return LatentStore(ControlCache(self.cache, cache_limit()), encoder)
+        encoder = f"{self.contents['vae']} {self.sampling.device} diffusers {torch.__version__}"
+        return LatentStore(ControlCache(self.cache, self._cache_limit), encoder)
 
     def open(self, job: Job, clips: Sequence[int]) -> DiffusersBackend:
         """The networks on their device, shared by all processes where there are several."""

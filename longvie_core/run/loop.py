@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.clip import TAIL_FRAMES, ClipBackend, ClipInputs
 from ..model.conditioning import encoded_history_frames, frames_to_uint8
 from ..plan import ClipPlan
+from .broken_clips import check_pictures, check_pixels, checked_latents
 from .control_latents import ControlLatents, LatentStore
 from .job import LoopSettings, Script
 
@@ -96,7 +97,8 @@ def generate(
         pictures of the next one, which are read on a thread while this one is sampled.
 
     Raises:
-        ValueError: the clips are too short for the history, or the colours to anchor to are not known.
+        ValueError: the clips are too short for the history, or the colours to anchor to are not known; or, before a clip is
+            yielded, its numbers broke (:mod:`longvie_core.run.broken_clips`).
     """
     settings = settings or LoopSettings()
     plan, anchor = script.plan, settings.anchor
@@ -111,8 +113,12 @@ def generate(
             if following is not None:
                 controls.read_ahead(following)
             # Before the truncation to 8 bit, so that history and start frame of the next clip are anchored as well.
-            latents = anchor.latents(backend.sample(inputs), carry.anchor_statistics)
-            frames = frames_to_uint8(anchor.pixels(backend.decode(latents), carry.anchor_statistics))
+            sampled = checked_latents(backend.sample(inputs), clip, "sampling", causes="sampling")
+            latents = anchor.latents(sampled, carry.anchor_statistics)
+            pixels = backend.decode(latents)
+            check_pixels(pixels, clip)
+            frames = frames_to_uint8(anchor.pixels(pixels, carry.anchor_statistics))
+            check_pictures(frames, inputs.start_frame, clip)
             statistics = anchor.statistics(latents, frames) if carry.first else carry.anchor_statistics
             carry = Carry.after(plan, frames, statistics)
             yield ClipResult(clip, latents, frames, carry)
@@ -151,16 +157,20 @@ def clip_inputs(
     return ClipInputs(
         clip=clip,
         start_frame=start,
-        image=backend.encode_image(start, plan.frames),
+        image=checked_latents(backend.encode_image(start, plan.frames), clip, "encoding its start frame"),
         dense=dense,
         sparse=sparse,
-        history=None if past is None else backend.encode(past[: encoded_history_frames(len(past))]),
+        history=None if past is None else _history_latents(past, clip, backend),
         noise=settings.noise.for_clip(clip, shape, prompt.seed_offset),
         text=(read_text(positive), read_text(negative)),
         # The first clip's is the noise seed, as the host's KSampler has it.
         seed=(settings.noise.seed + prompt.seed_offset + clip) % 2**64,
         strengths=prompt.strengths,
     )
+
+
+def _history_latents(past: np.ndarray, clip: int, backend: ClipBackend) -> Tensor:
+    return checked_latents(backend.encode(past[: encoded_history_frames(len(past))]), clip, "encoding its history")
 
 
 Value = TypeVar("Value")

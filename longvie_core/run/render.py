@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..disk.space import check_space
+from ..interrupt import result_of
 from ..model.clip import ClipBackend
 from ..model.conditioning import frames_to_uint8
 from .control_latents import LatentStore
@@ -27,6 +29,7 @@ from .loop import Carry, ClipResult, TimedBackend, check_history, generate
 from .manifest import UNKNOWN, Take
 from .names import clip_range
 from .store import Run
+from .writer import ClipWriter
 
 
 class Texts(Protocol):
@@ -201,7 +204,7 @@ def _complete(
                 takes.append(made)
                 rendered += 1
             stands = stands and session.came_out_as_before
-        return takes, session.end()
+        return session.written(takes), session.end()
 
 
 def _follows(take: Take, takes: Sequence[Take]) -> bool:
@@ -221,6 +224,7 @@ class _Session:
         self._backend: TimedBackend | None = None
         self._store: LatentStore | None = None
         self._texts = networks.texts(run.folder / "prompts")
+        self._writer = ClipWriter()
 
     def __enter__(self) -> _Session:
         missing = self._texts.missing(self.job.script.prompts.distinct(self.pending))
@@ -231,9 +235,12 @@ class _Session:
         self._texts.encode(missing)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._store is not None:
-            self._store.__exit__(None, None, None)
+    def __exit__(self, *exception: Any) -> None:
+        try:
+            self._writer.__exit__(*exception)
+        finally:
+            if self._store is not None:
+                self._store.__exit__(*exception)
 
     def open(self) -> TimedBackend:
         """The networks, loaded now at the latest."""
@@ -247,7 +254,7 @@ class _Session:
     def render(
         self, clips: range, before: Sequence[Take], keys: Sequence[ClipKey], tell: Callable[[str], None]
     ) -> Iterator[Take]:
-        """Render neighbouring clips after the takes before them; each is on disk when it is given."""
+        """Render neighbouring clips after the takes before them; all are on disk at the end, each but the last before that."""
         job, run, plan = self.job, self.run, self.job.script.plan
         takes = list(before)
         anchor = job.loop.anchor
@@ -265,17 +272,27 @@ class _Session:
                 takes.append(take)
                 yield take
                 started = time.monotonic()
+        self._writer.drain()
 
     def _save(self, result: ClipResult, key: ClipKey, before: Sequence[Take], seconds: float) -> Take:
+        """Have a clip written; the take is known at once, its files are there when the writer has drained."""
+        run, plan = self.run, self.job.script.plan
         prompt = self.job.script.prompts.of(result.clip)
-        fingerprint = key.fingerprint(before[-1].fingerprint if before else "")
-        lost = next((take for take in self.run.manifest.of(result.clip) if take.fingerprint == fingerprint), None)
         seed = self.job.loop.noise.seed + prompt.seed_offset
-        take = self.run.save_clip(self.job.script.plan, key, result, seconds, before, seed, prompt.text)
-        # Version 1 did not write down tails: then the whole file says whether it came out as before.
-        same = lost is None or (take.tail == lost.tail if lost.tail != UNKNOWN else take.latents.sha256 == lost.latents.sha256)
-        self.came_out_as_before = same
+        take = run.new_take(plan, key, result, seconds, before, seed, prompt.text)
+        lost = run.manifest.by_id.get(take.id)
+        written = self._writer.write(partial(run.write, take, plan, result, list(before)))
+        if lost is not None and lost.tail == UNKNOWN:
+            # Version 1 did not write down tails: then the whole file says whether it came out as before.
+            self.came_out_as_before = result_of(written).latents.sha256 == lost.latents.sha256
+        else:
+            self.came_out_as_before = lost is None or take.tail == lost.tail
         return take
+
+    def written(self, takes: Sequence[Take]) -> list[Take]:
+        """Takes with their files, when everything is on disk."""
+        self._writer.drain()
+        return [self.run.manifest.by_id[take.id] for take in takes]
 
     def with_video(self, take: Take, before: Sequence[Take]) -> Take:
         """A kept take; if its video is lost, it is decoded again from its latents."""

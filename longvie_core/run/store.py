@@ -10,6 +10,7 @@ does so inside :meth:`Run.locked`.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
@@ -51,8 +52,11 @@ from .manifest import (
     Video,
     clip_name,
 )
+from .writer import Hurried
 
 LOCK = "run.lock"
+NOT_WRITTEN = ""
+"""Hash of a file that is not written yet, which no file has."""
 COLOURS = "colours"
 """Statistics of the first clip's frames, kept beside its latents: later clips may be anchored to them at any time."""
 
@@ -290,7 +294,7 @@ class Run:
 
     # ---- what is written
 
-    def save_clip(
+    def new_take(
         self,
         plan: ClipPlan,
         key: ClipKey,
@@ -300,7 +304,7 @@ class Run:
         seed: int | None = None,
         prompt: str = "",
     ) -> Take:
-        """Write a take; when this returns it survives a crash.
+        """A take as it will be when :meth:`write` has written it.
 
         Args:
             plan: of the run.
@@ -313,13 +317,13 @@ class Run:
         link = Link.to(before[-1]) if before else Link()
         fingerprint = key.fingerprint(link.fingerprint)
         name = f"{clip_name(result.clip)}_{fingerprint[:FINGERPRINT_IN_NAME]}"
-        take = Take(
+        return Take(
             clip=result.clip,
             fingerprint=fingerprint,
             parts=dict(key.parts),
             frames=len(plan.kept_frames(result.clip)),
-            latents=self._write_latents(f"{name}.safetensors", plan, result),
-            video=self._write_frames(f"{name}.mp4", plan, result.clip, result.frames),
+            latents=StoredFile(f"{name}.safetensors", NOT_WRITTEN),
+            video=StoredFile(f"{name}.mp4", NOT_WRITTEN),
             seconds=round(seconds, 3),
             start=link.tail,
             tail=tail_sha256(result.carry),
@@ -327,9 +331,38 @@ class Run:
             seed=seed,
             prompt=prompt,
         )
-        manifest = self.manifest.with_take(take)
-        self._write(replace(manifest, sequence=self._continued([*before, take]), fps=str(plan.fps)))
-        return take
+
+    def write(self, take: Take, plan: ClipPlan, result: ClipResult, before: Sequence[Take] = ()) -> Take:
+        """Write a take's files, latents and tail first; when this returns it survives a crash.
+
+        Where the run is interrupted meanwhile, the video is left for the next time: it can be made from the latents.
+
+        Args:
+            take: of :meth:`new_take`.
+            plan, result, before: as there.
+        """
+        latents = self._write_latents(take.latents.name, plan, result)
+        try:
+            video = self._write_frames(take.video.name, plan, take.clip, result.frames)
+        except Hurried:
+            video = take.video
+        written = replace(take, latents=latents, video=video)
+        manifest = self.manifest.with_take(written)
+        self._write(replace(manifest, sequence=self._continued([*before, written]), fps=str(plan.fps)))
+        return written
+
+    def save_clip(
+        self,
+        plan: ClipPlan,
+        key: ClipKey,
+        result: ClipResult,
+        seconds: float,
+        before: Sequence[Take] = (),
+        seed: int | None = None,
+        prompt: str = "",
+    ) -> Take:
+        """:meth:`new_take`, written."""
+        return self.write(self.new_take(plan, key, result, seconds, before, seed, prompt), plan, result, before)
 
     def restore_video(self, take: Take, plan: ClipPlan, frames: np.ndarray) -> Take:
         """Write the video of a take whose own was lost, from its decoded frames, uint8 [T, H, W, 3]."""
@@ -390,7 +423,7 @@ class Run:
         finally:
             if kept and not path.exists():
                 aside.replace(path)
-        if kept and aside.is_file() and file_sha256(aside) == file_sha256(path):
+        if kept and aside.is_file() and filecmp.cmp(aside, path, shallow=False):
             aside.unlink()
 
     def assemble(

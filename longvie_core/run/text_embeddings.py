@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..disk.atomic import write_atomically
 from ..disk.fingerprints import text_sha256
+from ..disk.tensors import claims_tensors, read_tensors, write_tensors
 
 
 class EmbeddingStore:
@@ -25,17 +24,17 @@ class EmbeddingStore:
         self.encoder = encoder
 
     def missing(self, texts: Iterable[str]) -> list[str]:
-        """Those that are not there, each once."""
-        return [text for text in dict.fromkeys(texts) if not self._path(text).is_file()]
+        """Those that are not there, or not whole, each once; what the files hold is not read."""
+        return [text for text in dict.fromkeys(texts) if not claims_tensors(self._path(text))]
 
     def write(self, text: str, embedding: Tensor) -> None:
         """Keep the embedding [1, L, width] of a text."""
         self.folder.mkdir(exist_ok=True)
-        write_atomically(self._path(text), lambda part: save_file({"text": embedding.cpu().contiguous()}, part))
+        write_tensors(self._path(text), {"text": embedding})
 
-    def read(self, text: str) -> Tensor:
-        """The embedding of a text that is there."""
-        return load_file(self._path(text))["text"]
+    def read(self, text: str) -> Tensor | None:
+        """The embedding of a text; ``None`` where it is not there or damaged."""
+        return (read_tensors(self._path(text)) or {}).get("text")
 
     def _path(self, text: str) -> Path:
         return self.folder / f"{text_sha256(f'{self.encoder}{chr(10)}{text}')[:32]}.safetensors"

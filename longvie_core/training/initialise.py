@@ -17,7 +17,7 @@ All combine linears start at zero, so the controlled backbone begins as the back
 
 The two input linears start at zero as well, as in the released initialisation. That has a price: the streams are then zero
 where the first block normalises them, so as soon as a combine linear has moved, the gradient of the input linears is
-multiplied by 1/sqrt(eps) = 1000 for a step, and an optimiser with momentum or a clipped norm remembers it.
+multiplied by 1/sqrt(eps) = 1000 for a step, and an optimizer with momentum or a clipped norm remembers it.
 ``zero_inputs=False`` gives each stream its own half of the tokens' channels instead, which is what its blocks were cut out
 for; the start is the same.
 """
@@ -105,8 +105,8 @@ def half_width_weights(
     """
     if 2 * config.control_dim != config.dim:
         raise ValueError(f"control width {config.control_dim} is not half of the backbone's {config.dim}")
-    wanted = block_shapes(config)
-    check_shapes({key: tuple(backbone[key].shape) for key in wanted if key in backbone}, wanted, "the backbone")
+    shapes = block_shapes(config)
+    check_shapes({key: tuple(backbone[key].shape) for key in shapes if key in backbone}, shapes, "the backbone")
     like = backbone["blocks.0.self_attn.q.weight"]
     weights = {
         key: like.new_zeros(shape) for key, shape in control_shapes(config).items() if not key.startswith(tuple(STREAMS))
@@ -119,7 +119,7 @@ def half_width_weights(
         weights["control_initial_combine_linear_dense.weight"] = even
         weights["control_initial_combine_linear_sparse.weight"] = odd
     for stream, parity in STREAMS.items():
-        for key in wanted:
+        for key in shapes:
             layer, _, name = key.removeprefix("blocks.").partition(".")
             weights[f"{stream}.{layer}.{name}"] = split_tensor(name, backbone[key], parity, config.head_dim)
     return weights

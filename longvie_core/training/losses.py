@@ -1,8 +1,8 @@
 """Losses of the three training stages (P2 sections 3.3, 3.4; the reference): weighted flow matching and the first-frame terms.
 
-All of them compare velocities (noise - data). Per-sample values [B] are formed first, so that degraded and clean samples,
-with and without history, may stand in one batch; the reference knows batches of one. Any number of latent frames will do,
-where the reference's frame weights are written for 21.
+All of them compare velocities (noise - data). Per-sample values [B] are formed first, so that one batch may mix degraded and
+clean samples, with and without history; the reference knows batches of one. Clips may have any number of latent frames; the
+reference's frame weights are written for 21.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model.schedule import SHIFT, flow_sigmas, nearest_step, timesteps, training_weights
+from ..model.schedule import SHIFT, flow_sigmas, timesteps, training_weights
 
 # Timesteps
 
@@ -24,7 +24,7 @@ class TimestepDraw:
     """Timesteps of a batch with what belongs to them, [B] each.
 
     Args:
-        timestep: what the network is told, 0 .. 1000.
+        timestep: the network's input, 0 .. 1000.
         sigma: share of noise in the noisy latents, 0 .. 1.
         weight: of the sample's loss.
     """
@@ -46,18 +46,6 @@ class TrainingSchedule:
         """The draw of step numbers ``ids`` [B], 0 (pure noise, weight 0) .. N - 1."""
         return TimestepDraw(self.timesteps[ids], self.sigmas[ids], self.weights[ids])
 
-    def nearest(self, timestep: Tensor) -> TimestepDraw:
-        """The draw of timesteps [B] that need not be in the schedule: sigma and weight of the nearest one."""
-        ids = nearest_step(self.timesteps, timestep)
-        return TimestepDraw(timestep, self.sigmas[ids], self.weights[ids])
-
-    def reference_at(self, ids: Tensor) -> TimestepDraw:
-        """The draw of ``ids`` as the reference makes it in bfloat16: the timestep is rounded first, which shifts the step.
-
-        Id 10 becomes timestep 996 and sigma 0.9959 instead of 997.98 and 0.9980. Only for comparison: :meth:`at` is exact.
-        """
-        return self.nearest(self.timesteps[ids].bfloat16().to(self.timesteps.dtype))
-
 
 def training_schedule(steps: int = 1000, shift: float = SHIFT) -> TrainingSchedule:
     """The reference's training schedule: ``steps`` shifted sigmas without the closing 0, weighted by a bell around t = 500."""
@@ -67,7 +55,7 @@ def training_schedule(steps: int = 1000, shift: float = SHIFT) -> TrainingSchedu
 
 
 def draw_timesteps(schedule: TrainingSchedule, batch: int, generator: torch.Generator) -> TimestepDraw:
-    """One timestep a sample, all steps of the schedule alike likely, from a CPU generator."""
+    """One timestep a sample, each step of the schedule as likely as the others, from a CPU generator."""
     return schedule.at(torch.randint(len(schedule.timesteps), (batch,), generator=generator))
 
 
@@ -76,7 +64,7 @@ def draw_timesteps(schedule: TrainingSchedule, batch: int, generator: torch.Gene
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the loss on degraded samples (P2 section 3.4).
+    """Weights of the loss on degraded samples (P2 section 3.4); a term whose weight is 0 is not computed.
 
     Args:
         first_frames: of the first latent frames in the flow-matching term; the others weigh 1.
@@ -103,8 +91,8 @@ def mean_square(difference: Tensor) -> Tensor:
 
 def frame_weights(frames: int, first: tuple[float, ...], like: Tensor) -> Tensor:
     """Weights [frames] of a clip's latent frames: ``first``, then 1; a clip shorter than ``first`` uses its beginning."""
-    given = [like.new_full((1,), weight) for weight in first[:frames]]  # a copy from the host could not be part of a CUDA graph
-    return torch.cat([*given, like.new_ones(frames - len(given))])
+    leading = [like.new_full((1,), weight) for weight in first[:frames]]  # a copy from the host could not be in a CUDA graph
+    return torch.cat([*leading, like.new_ones(frames - len(leading))])
 
 
 def flow_matching(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -134,7 +122,7 @@ def high_pass(x: Tensor) -> Tensor:
 
 
 def degraded_agreement(first: Tensor, noise: Tensor, degraded: Tensor) -> Tensor:
-    """``|LP(v_0) - LP(noise_0 - degraded)|^2`` of each sample: keep the structure of the frame that was given.
+    """``|LP(v_0) - LP(noise_0 - degraded)|^2`` of each sample: keep the structure of the degraded frame that it starts from.
 
     Args:
         first: the prediction's first latent frame [B, 16, 1, h, w].
@@ -145,7 +133,7 @@ def degraded_agreement(first: Tensor, noise: Tensor, degraded: Tensor) -> Tensor
 
 
 def clean_detail(first: Tensor, noise: Tensor, clean: Tensor) -> Tensor:
-    """``|HP(v_0) - HP(noise_0 - clean_0)|^2`` of each sample: bring back the detail that the given frame has lost."""
+    """``|HP(v_0) - HP(noise_0 - clean_0)|^2`` of each sample: bring back the detail that was lost."""
     return mean_square(high_pass(first) - high_pass(velocity_target(noise, clean)))
 
 
@@ -159,7 +147,7 @@ def history_agreement(first: Tensor, noise: Tensor, last: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DegradedSamples:
-    """What the loss has to know of a batch in which first frames were degraded.
+    """Which samples of a batch are degraded, and the latents that their terms compare with.
 
     Args:
         flags: bool [B], which samples are degraded; the others get the plain loss.
@@ -191,8 +179,8 @@ def loss_terms(
         weights: of the terms, P2's by default.
 
     Returns:
-        ``flow`` and, for a batch with degraded samples, ``low_pass``, ``high_pass`` and ``history`` (where there is one):
-        [B] each, 0 where a term does not concern a sample. Their sum is the sample's loss.
+        ``flow`` and, for a batch with degraded samples, ``low_pass``, ``high_pass`` and ``history`` (where there is one), as
+        far as their weights are not 0: [B] each, 0 where a term does not concern a sample. Their sum is the sample's loss.
     """
     weights = weights or LossWeights()
     prediction, noise, data = prediction.float(), noise.float(), data.float()
@@ -202,12 +190,13 @@ def loss_terms(
     weighted = frame_weights(prediction.shape[2], weights.first_frames, prediction)
     per_sample = torch.where(degraded.flags[:, None], weighted, plain)
     first, noise_first, data_first = (x[:, :, :1] for x in (prediction, noise, data))
-    terms = {
-        "flow": flow_matching(prediction, velocity_target(noise, data), per_sample),
-        "low_pass": weights.low_pass * degraded.flags * degraded_agreement(first, noise_first, degraded.image.float()),
-        "high_pass": weights.high_pass * degraded.flags * clean_detail(first, noise_first, data_first),
-    }
-    if degraded.history is not None:
+    terms = {"flow": flow_matching(prediction, velocity_target(noise, data), per_sample)}
+    if weights.low_pass:
+        agreement = degraded_agreement(first, noise_first, degraded.image.float())
+        terms["low_pass"] = weights.low_pass * degraded.flags * agreement
+    if weights.high_pass:
+        terms["high_pass"] = weights.high_pass * degraded.flags * clean_detail(first, noise_first, data_first)
+    if weights.history and degraded.history is not None:
         concerned = degraded.flags & degraded.has_history
         terms["history"] = weights.history * concerned * history_agreement(first, noise_first, degraded.history.float())
     return terms

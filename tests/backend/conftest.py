@@ -17,9 +17,10 @@ import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 
-from devtools.tiny import BACKBONE, CONTROL, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE, write_tiny_weights  # noqa: E402
+from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE, write_tiny_weights  # noqa: E402
 from longvie_core.model.dual_control import DualControlConfig, torch_dual_control  # noqa: E402
 from longvie_core.model.wan import WanConfig, WanModel  # noqa: E402
+from longvie_core.training.tiny import TINY_BACKBONE, TINY_CONTROL  # noqa: E402
 from tests.helpers.harness import Rig, write_weights  # noqa: E402
 
 IMAGE_BACKBONE = WanConfig(dim=256, ffn_dim=256, num_heads=2, num_layers=3, has_image_input=True)
@@ -35,7 +36,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny(weights: dict[str, Path]) -> Rig:
     """A backbone without image branch, four blocks, three of them controlled."""
-    return Rig.load(weights[RANDOM_BACKBONE], weights[RANDOM_CONTROL], BACKBONE, CONTROL)
+    return Rig.load(weights[RANDOM_BACKBONE], weights[RANDOM_CONTROL], TINY_BACKBONE, TINY_CONTROL)
 
 
 @pytest.fixture(scope="session")

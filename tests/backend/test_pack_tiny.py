@@ -15,11 +15,12 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
 from devtools import pack_tiny
-from devtools.tiny import BACKBONE, BACKBONE_FILE, CONTROL, CONTROL_FILE, VAE_FILE, randomize
+from devtools.tiny import BACKBONE_FILE, CONTROL_FILE, VAE_FILE, randomize
 from longvie_core.backends.comfy.weights import load_control, wan_backbone
 from longvie_core.model.conditioning import pixels_from_uint8
 from longvie_core.model.dual_control import DualControlConfig, torch_dual_control
 from longvie_core.model.wan import WanConfig, WanModel
+from longvie_core.training.tiny import TINY_BACKBONE, TINY_CONTROL
 
 ALL = (BACKBONE_FILE, CONTROL_FILE, VAE_FILE)
 
@@ -34,9 +35,9 @@ def saved(path: Path, weights: dict[str, torch.Tensor], metadata: dict[str, str]
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What the trainer leaves, with random weights: backbone, overlay, control and VAE folder."""
     folder = tmp_path_factory.mktemp("exports")
-    own, theirs = (randomize(WanModel(BACKBONE), seed).state_dict() for seed in (1, 2))
+    own, theirs = (randomize(WanModel(TINY_BACKBONE), seed).state_dict() for seed in (1, 2))
     overlay = {key: value for key, value in theirs.items() if ".self_attn." in key}
-    control = randomize(torch_dual_control(CONTROL), 3).state_dict()
+    control = randomize(torch_dual_control(TINY_CONTROL), 3).state_dict()
     vae = randomize(AutoencoderKLWan(base_dim=8), 4)
     vae.save_pretrained(folder / "vae")
     return {
@@ -64,7 +65,7 @@ def models(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 def test_the_host_opens_the_three_files(models: Path, exports: dict[str, Path]) -> None:
     backbone = wan_backbone(comfy.sd.load_diffusion_model(str(models / BACKBONE_FILE)))
     assert (backbone.dim, backbone.num_heads, len(backbone.blocks)) == (256, 2, 4)
-    assert load_control(models / CONTROL_FILE).model.config == CONTROL
+    assert load_control(models / CONTROL_FILE).model.config == TINY_CONTROL
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(models / VAE_FILE)))
     frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     with torch.inference_mode():

@@ -325,6 +325,14 @@ BAD_FOLDERS = {
     "cond.json cut off": (writing("cond.json", b'[{"text": "a'), ("cond.json is not valid JSON",)),
     "cond.json of bytes": (writing("cond.json", b"\xff\xfe\x00"), ("cond.json is not valid JSON",)),
     "cond.json nested": (writing("cond.json", b"[" * 100_000), ("cond.json is not valid JSON",)),
+    "cond.json too large": (
+        writing("cond.json", b" " * ((64 << 20) + 1)),
+        ("cond.json has 64.1 MiB, but at most 64.0 MiB are read", "list less"),
+    ),
+    "cond.json of too many clips": (
+        writing("cond.json", b"[" + b"1," * 10_000 + b"1]"),
+        ("cond.json lists 10001 clips, but at most 10000 are read", "divide the folder"),
+    ),
     "cond.json empty list": (writing("cond.json", b"[]"), ("cond.json must hold a list with an entry for each clip",)),
     "cond.json an object": (writing("cond.json", b"{}"), ("cond.json must hold a list",)),
     "entry a number": (writing("cond.json", b"[1]"), ("cond.json: entry 0 has no text under the key 'text'",)),
@@ -356,8 +364,9 @@ BAD_FOLDERS = {
 def test_a_folder_of_clips_with_something_wrong(tiny_host: Host, case: str) -> None:
     spoil, words = BAD_FOLDERS[case]
     spoil(copy_scene(tiny_host, case))
-    text = rejection(tiny_host, tiny_workflow(RUN, LoadClips={"folder": case}))
-    assert_says(text, "LongVieLoadClips", *words)
+    node, text = failure(tiny_host, tiny_workflow(RUN, LoadClips={"folder": case}))
+    assert node == "LongVieLoadClips"
+    assert_says(text, *words)
 
 
 def test_a_folder_whose_frames_are_not_4n_plus_1(tiny_host: Host) -> None:
@@ -374,7 +383,9 @@ def test_a_first_picture_too_large_to_open(tiny_host: Host) -> None:
     folder = copy_scene(tiny_host, "bomb")
     Image.new("1", (13_400, 13_400)).save(folder / "first.png")
     prompt = tiny_workflow(RUN, LoadClips={"folder": "bomb"})
-    assert_says(rejection(tiny_host, prompt), "first.png")
+    node, text = failure(tiny_host, prompt)
+    assert node == "LongVieLoadClips"
+    assert_says(text, "first.png")
 
 
 # ---- controls that do not fit

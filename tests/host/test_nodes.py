@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from devtools.host import Host, RunResult
-from devtools.tiny import BACKBONE, RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
+from devtools.tiny import RANDOM_BACKBONE, RANDOM_CONTROL, RANDOM_VAE
 from longvie_core.media.write import VideoWriter
+from longvie_core.training.tiny import TINY_BACKBONE
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
 from tests.helpers.workflow import (
@@ -476,7 +477,7 @@ def overlay(tiny_host: Host) -> Iterator[None]:
     backbone = load_file(tiny_host.base / "models" / RANDOM_BACKBONE)
     rng = np.random.default_rng(2)
     own = {key: value for key, value in backbone.items() if ".self_attn." in key}
-    assert len(own) == 10 * BACKBONE.num_layers
+    assert len(own) == 10 * TINY_BACKBONE.num_layers
     theirs = {key: (value + rng.normal(0, 0.02, value.shape)).astype(value.dtype) for key, value in own.items()}
     save_file(theirs, folder / "dit.safetensors")
     save_file({**backbone, **theirs}, folder / "merged.safetensors")

@@ -13,10 +13,11 @@ from devtools.parity.network import load_network
 from devtools.parity.rows import Row, Tensors, difference, read_json, read_tensors
 from longvie_core.model.conditioning import history_input
 from longvie_core.model.dual_control import velocity
-from longvie_core.model.schedule import add_noise
+from longvie_core.model.schedule import add_noise, nearest_step
 from longvie_core.training.losses import (
     DegradedSamples,
     TimestepDraw,
+    TrainingSchedule,
     batch_terms,
     high_pass,
     loss_terms,
@@ -58,9 +59,16 @@ def degraded_samples(case: dict, tensors: Tensors) -> DegradedSamples | None:
     )
 
 
+def reference_draw(schedule: TrainingSchedule, ids: Tensor) -> TimestepDraw:
+    """The draw of ``ids`` as the reference makes it in bfloat16: the timestep is rounded first, which shifts the step."""
+    timestep = schedule.timesteps[ids].bfloat16().to(schedule.timesteps.dtype)
+    nearest = nearest_step(schedule.timesteps, timestep)
+    return TimestepDraw(timestep, schedule.sigmas[nearest], schedule.weights[nearest])
+
+
 def draw_of(case: dict) -> TimestepDraw:
     schedule, ids = training_schedule(), torch.tensor([case["timestep_id"]])
-    return schedule.reference_at(ids) if case["tag"].startswith("bf16") else schedule.at(ids)
+    return reference_draw(schedule, ids) if case["tag"].startswith("bf16") else schedule.at(ids)
 
 
 def loss_of(prediction: Tensor, noise: Tensor, data: Tensor, degraded: DegradedSamples | None, draw: TimestepDraw) -> Tensor:
@@ -140,6 +148,13 @@ def test_losses_and_gradients_of_a_given_prediction(golden: Path) -> None:
 @pytest.mark.parametrize("case", ["noscale", "densescale1.125"])
 def test_end_to_end(case: str) -> None:
     assert failures(end_to_end_rows(WHOLE, case)) == []
+
+
+def test_the_references_rounding_shifts_the_step() -> None:
+    draw = reference_draw(training_schedule(), torch.tensor([10, 500]))
+    assert draw.timestep.tolist() == [996.0, 832.0]
+    assert draw.sigma[0].item() == pytest.approx(0.9959349632, abs=1e-6)
+    assert training_schedule().at(torch.tensor([10])).sigma.item() == pytest.approx(0.9979838133, abs=1e-6)
 
 
 def test_a_clean_batch_is_the_control_stages_loss() -> None:

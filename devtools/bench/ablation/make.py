@@ -25,8 +25,8 @@ from longvie_core.plan import ClipPlan
 from longvie_core.run.colour_anchor import AnchorSettings
 from longvie_core.run.job import LoopSettings, Script
 from longvie_core.run.loop import Carry, generate
+from longvie_core.training.data.codec import WholeClipCodec
 from longvie_core.training.data.scenes import SceneSettings
-from longvie_core.training.data.table import WholeClipCodec
 from longvie_core.world.clips import clip_windows, scene_tracks
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene

@@ -29,7 +29,7 @@ from longvie_core.model.dual_control import Strengths
 from longvie_core.model.noise import UnifiedNoise
 from longvie_core.plan import ClipPlan
 from longvie_core.training.data.scenes import SceneSettings, film
-from longvie_core.training.tasks.vae import psnr
+from longvie_core.training.tasks.pictures import psnr
 
 Scores = Mapping[str, float | list[float] | list[list[float]]]
 

@@ -13,7 +13,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...finite import finite
 from ...model.clip import ClipInputs
+from ...model.schedule import check_sigmas
 from .conditioning import VaeCodec, encode_clip_vision, with_control, with_image
 from .patch import check_image_branch
 
@@ -27,6 +29,9 @@ class MultimodalSampler:
         vae, clip_vision, sampler: host objects; ``clip_vision`` is ``None`` for a backbone without image branch.
         sigmas: [steps + 1].
         cfg: guidance scale.
+
+    Raises:
+        ValueError: a number that is not finite, or no schedule; the backbone wants CLIP vision and has none.
     """
 
     model: comfy.model_patcher.ModelPatcher
@@ -37,6 +42,8 @@ class MultimodalSampler:
     cfg: float
 
     def __post_init__(self) -> None:
+        finite(cfg=self.cfg)
+        check_sigmas(self.sigmas)
         check_image_branch(self.model, self.clip_vision)
 
     @property

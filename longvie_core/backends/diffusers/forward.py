@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...model.conditioning import history_input
-from ...model.dual_control import DualControl, Streams, Strengths
+from ...model.dual_control import ControlNetwork, Streams, Strengths
 from ...model.wan import rope_frequencies
 from .parallel import gathered, own_part, token_mesh
 
@@ -27,7 +27,7 @@ from .parallel import gathered, own_part, token_mesh
 
 def velocity(
     backbone: WanTransformer3DModel,
-    control: DualControl | None,
+    control: ControlNetwork | None,
     latents: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -82,7 +82,7 @@ def velocity(
 
 def _start(
     backbone: WanTransformer3DModel,
-    control: DualControl,
+    control: ControlNetwork,
     timestep: Tensor,
     text: Tensor,
     dense: Tensor | None,
@@ -111,7 +111,7 @@ def _start(
     )
 
 
-def _residuals(control: DualControl, streams: Streams, checkpointed: bool) -> Iterator[Tensor]:
+def _residuals(control: ControlNetwork, streams: Streams, checkpointed: bool) -> Iterator[Tensor]:
     """What the controlled blocks get added, in order: [B, S, dim] of the clip's tokens."""
     for layer in range(control.config.num_layers):
         if checkpointed:
@@ -121,7 +121,7 @@ def _residuals(control: DualControl, streams: Streams, checkpointed: bool) -> It
         yield residual
 
 
-def _layer(control: DualControl, layer: int, streams: Streams) -> tuple[Tensor, Streams]:
+def _layer(control: ControlNetwork, layer: int, streams: Streams) -> tuple[Tensor, Streams]:
     """One layer that leaves the streams given as they are, so that it can be run again."""
     streams = replace(streams)
     return control.residual(layer, streams), streams

@@ -12,11 +12,12 @@ import torch.distributed as dist
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from ...finite import finite
 from ...model.clip import ClipInputs, ClipStrengths
 from ...model.conditioning import image_condition
 from ...model.dual_control import DualControl, Strengths
 from ...model.noise import FIRST_FRAME_SIGMA, initial_latents
-from ...model.schedule import sample_euler
+from ...model.schedule import check_sigmas, sample_euler
 from .encoders import VaeCodec
 from .forward import velocity
 from .parallel import token_mesh
@@ -53,6 +54,10 @@ class SamplingSettings:
     cfg: float = 5.0
     strengths: Strengths = field(default_factory=Strengths)
     first_frame_sigma: float = FIRST_FRAME_SIGMA
+
+    def __post_init__(self) -> None:
+        finite(cfg=self.cfg, first_frame_sigma=self.first_frame_sigma)
+        check_sigmas(self.sigmas)
 
 
 def own_strengths(default: Strengths, own: ClipStrengths) -> Strengths:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...interrupt import checkpoint
 from .filters import box_mean
 
 FAR_FRAMES = 12
@@ -153,6 +154,7 @@ class Shot:
 
     def _flow(self, frame: int, other: int) -> np.ndarray:
         if (frame, other) not in self._flows:
+            checkpoint()
             self._flows[frame, other] = self._dis.calc(self.grey[frame], self.grey[other], None)
         return self._flows[frame, other]
 
@@ -181,6 +183,7 @@ def find_horizon(shot: Shot) -> float:
     pairs = [pair for frame in frames for pair in shot.pairs(frame, FAR_FRAMES)]
     cost = HORIZON_COST * HORIZONS
     for number, horizon in enumerate(HORIZONS):
+        checkpoint()
         disparity = coarse(ground(shot.height, shot.width, horizon))
         cost[number] += np.mean([fit_motion(shot.coarse_rays, disparity, pair)[1] for pair in pairs])
     return float(HORIZONS[np.argmin(cost)])

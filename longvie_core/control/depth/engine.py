@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ...interrupt import checkpoint
 from ...media.footage import DrivingVideo
 from ..raw_depth import RawDepth, RawDepthWriter, check_kind, to_disparity
 from .align import joined_windows, steadied
@@ -98,6 +99,7 @@ def _windows(
         fresh = min(engine.window - (engine.overlap if done else 0), footage.frames - done)
         recent.extend(itertools.islice(pictures, fresh))
         done += fresh
+        checkpoint()
         depth = _answer(engine, np.stack(recent), done - len(recent), as_disparity)
         if progress is not None:
             progress(done, footage.frames)

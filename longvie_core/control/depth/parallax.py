@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from ...interrupt import checkpoint
 from .camera_motion import FAR_FRAMES, Pair, Shot, coarse, find_horizon, fit_motion, ground
 from .filters import box_mean, guided_filter
 
@@ -98,6 +99,7 @@ def _shot_disparity(grey: np.ndarray) -> list[np.ndarray]:
 
 def _frame_disparity(shot: Shot, frame: int, background: np.ndarray) -> np.ndarray:
     """Disparity float32 [h, w] of one picture of a shot, before a background of known disparity."""
+    checkpoint()
     near = [_flow_parts(shot, background, pair) for pair in shot.pairs(frame, NEAR_FRAMES)]
     things = _things(shot, frame, background, near)
     if not things.any():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.spatial import KDTree
 
+from ...interrupt import checkpoint
 from .motion import UNKNOWN_WEIGHT, Motion, fit_motion, inside_frame, stand_still
 from .types import Tracks
 
@@ -99,6 +100,7 @@ def follow(frames: Sequence[np.ndarray] | np.ndarray, points: np.ndarray, begin:
         return Tracks(np.empty((len(frames), 0, 2), np.float32), np.empty((len(frames), 0), bool))
     follower = begin(points)
     for frame in range(1, len(frames)):
+        checkpoint()
         follower.step(frame)
     return Tracks(follower.xy, follower.visible)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...interrupt import checkpoint
 from ...media.footage import DrivingVideo
 from ...media.write import VideoWriter
 from ...plan import ClipPlan
@@ -93,6 +94,11 @@ def write_external_tracks(
     return _write_clips(clips.__getitem__, dense, plan, folder, style, progress)
 
 
+def clip_file(folder: Path, clip: int) -> Path:
+    """Where a clip's drawn tracks are written."""
+    return folder / f"track_{clip:03d}.mkv"
+
+
 def _write_clips(
     tracks_of: Callable[[int], Tracks],
     dense: Control,
@@ -106,11 +112,12 @@ def _write_clips(
         raise ValueError(f"{dense.paths[0]} is a {dense.modality} control: points take their z from a dense one (depth)")
     dense.window(plan, plan.clips - 1)  # too short a control is an error now, not after the clips before it
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"track_{clip:03d}.mkv" for clip in range(plan.clips)]
+    paths = [clip_file(folder, clip) for clip in range(plan.clips)]
     for clip, path in enumerate(paths):
         if not path.is_file():
             z = depth_to_z(np.stack(list(dense.window(plan, clip))), (plan.width, plan.height))
             tracks = tracks_of(clip)
+            checkpoint()
             with VideoWriter(path, plan.width, plan.height, plan.fps, codec="lossless") as writer:
                 for picture in draw_clip(hide_occluded(tracks, z), z, style):
                     writer.write(picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -104,7 +103,9 @@ class SceneSet:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / SETTINGS).is_file():
-            raise FileNotFoundError(f"{folder} holds no {SETTINGS}: render scenes there first (python -m {__name__})")
+            raise FileNotFoundError(
+                f"{folder} holds no {SETTINGS}: render scenes there first (python -m longvie_core.training.scenes)"
+            )
         self.settings = SceneSettings(**json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
         self.rgb, self.dense, self.sparse, self.done = (open_memmap(folder / f"{name}.npy", mode="r+") for name in ARRAYS)
 
@@ -154,24 +155,7 @@ def open_set(folder: Path, settings: SceneSettings, videos: int) -> SceneSet:
         for name, shape in shapes.items():
             open_memmap(folder / f"{name}.npy", mode="w+", dtype=bool if name == "done" else np.uint8, shape=shape).flush()
         write_atomically(folder / SETTINGS, lambda part: part.write_text(json.dumps(asdict(settings)), encoding="utf-8"))
-    found = SceneSet(folder)
-    if found.settings != settings or len(found.done) != videos:
-        raise ValueError(f"{folder} holds {len(found.done)} videos of {found.settings}: choose another folder, or delete it")
-    return found
-
-
-def main() -> None:
-    """Command line: render a set."""
-    parser = argparse.ArgumentParser(description="Render training videos of the procedural world; goes on where it stopped.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--videos", type=int, default=800)
-    parser.add_argument("--first-seed", type=int, default=SceneSettings.first_seed)
-    parser.add_argument("--processes", type=int, default=1, help="how many render at once")
-    arguments = parser.parse_args()
-    scenes = open_set(arguments.folder, SceneSettings(first_seed=arguments.first_seed), arguments.videos)
-    for video in scenes.render(range(arguments.videos), arguments.processes):
-        print(f"video {video + 1} of {arguments.videos}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    scenes = SceneSet(folder)
+    if scenes.settings != settings or len(scenes.done) != videos:
+        raise ValueError(f"{folder} holds {len(scenes.done)} videos of {scenes.settings}: choose another folder, or delete it")
+    return scenes

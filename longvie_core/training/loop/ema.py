@@ -10,9 +10,13 @@ from torch import nn
 
 
 class EMA:
-    """Running mean of a network's trainable parameters, ``mean += (1 - decay) * (weights - mean)``; shorter at the start.
+    """Exponential moving average of a network's trainable parameters: ``mean += (1 - decay) * (weights - mean)``, in float32.
 
-    Without decay it keeps nothing and changes nothing.
+    In the first steps the decay is smaller, (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten.
+
+    Args:
+        network: whose parameters are averaged.
+        decay: 0 keeps nothing and changes nothing.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -41,12 +45,15 @@ class EMA:
         return [(name, value) for name, value in trainable_parameters(network) if name in self.mean]
 
     def state_dict(self) -> dict[str, Any]:
+        """For accelerate's checkpoints."""
         return {"updates": self.updates, **self.mean}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the means of a checkpoint."""
         self.updates = int(state["updates"])
         self.mean = {name: state[name] for name in self.mean}
 
 
 def trainable_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and values of the parameters that require a gradient."""
     return [(name, value) for name, value in network.named_parameters() if value.requires_grad]

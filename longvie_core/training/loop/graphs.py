@@ -28,7 +28,7 @@ class GraphedLosses:
 
     Args:
         compute: a batch -> its terms, after adding the gradients; it may not wait for the GPU nor copy from the host.
-        parameters: those that are learnt; their gradients keep their memory: zero them after each call, never drop them.
+        parameters: those that are trained; their gradients keep their memory: zero them after each call, never drop them.
     """
 
     def __init__(self, compute: Callable[[Any], Terms], parameters: Iterable[nn.Parameter]) -> None:
@@ -45,11 +45,11 @@ class GraphedLosses:
         kind = (structure, *((value.shape, value.dtype) if isinstance(value, Tensor) else value for value in values))
         if kind not in self.recordings:
             self.recordings[kind] = self._record(values, structure)
-        found = self.recordings[kind]
-        for kept, value in zip(found.inputs, tensors, strict=True):
+        recording = self.recordings[kind]
+        for kept, value in zip(recording.inputs, tensors, strict=True):
             kept.copy_(value)
-        found.graph.replay()
-        return found.terms
+        recording.graph.replay()
+        return recording.terms
 
     def _record(self, values: list[Any], structure: Any) -> Recording:
         kept = [value.clone() if isinstance(value, Tensor) else value for value in values]

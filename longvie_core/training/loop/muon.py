@@ -1,71 +1,85 @@
-"""Muon for matrices and for the kernels of convolutions; matrices of one shape are orthogonalised together."""
+"""Muon (Jordan et al. 2024) for matrices and for the kernels of convolutions, those of one shape together."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 
+COEFFICIENTS = (3.4445, -4.775, 2.0315)
+"""a, b, c of ``a X + (b X X^T + c (X X^T)^2) X``, as published."""
 
-class MatrixMuon(torch.optim.Muon):
-    """torch's Muon on parameters with two or more axes, each seen as a matrix of one row an output.
+NEWTON_SCHULZ_STEPS = 5
+SMALLEST_NORM = 1e-7
+"""Below it a matrix is not scaled up further."""
 
-    The columns' order is that of the memory, which an orthogonalised update does not depend on; so kernels may lie in any
-    memory format that keeps the outputs outermost. torch's own step goes matrix by matrix; of a small network on a GPU that
-    takes longer than everything else.
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for parameters with two or more axes, each seen as a matrix, a row an output.
+
+    The columns' order is that of the memory, which an orthogonalized update does not depend on; so kernels may lie in any
+    memory format that keeps the outputs outermost. torch's own Muon takes matrices alone, one after another; of a small network
+    on a GPU that takes longer than everything else, so here matrices of one shape are orthogonalized together.
 
     Args:
-        kernels: what is learnt.
-        lr: learning rate; updates have the root mean square of AdamW's.
+        params: kernels and matrices, or groups of them.
+        lr: learning rate; updates have the root mean square of AdamW's (Liu et al. 2025), so its learning rates fit.
+        momentum: Nesterov's.
+
+    Raises:
+        ValueError: a parameter with fewer than two axes.
     """
 
-    def __init__(self, kernels: Iterable[nn.Parameter], lr: float) -> None:
-        self.kernels = list(kernels)
-        matrices = [_matrix(kernel.detach()) for kernel in self.kernels]
-        super().__init__(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Take in further parameters; they have two or more axes."""
+        super().add_param_group(param_group)
+        for kernel in self.param_groups[-1]["params"]:
+            if kernel.ndim < 2:
+                raise ValueError(f"a parameter of shape {list(kernel.shape)} is no matrix: leave it to AdamW")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One update; the gradients are those of the kernels."""
-        (group,) = self.param_groups
-        alike = defaultdict(list)
-        for kernel, matrix in zip(self.kernels, group["params"], strict=True):
-            matrix.data = _matrix(kernel.detach())
-            if kernel.grad is not None:
-                alike[matrix.shape].append((matrix, _matrix(_laid_out_like(kernel.grad, kernel))))
-        for (rows, columns), pairs in alike.items():
-            matrices, gradients = zip(*pairs, strict=True)
-            means = [self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix)) for matrix in matrices]
-            torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-            ahead = torch.stack(torch._foreach_lerp(gradients, means, group["momentum"]))  # Nesterov
-            updates = orthogonalised(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(ahead)
-            torch._foreach_add_(matrices, updates.unbind(), alpha=-0.2 * sqrt(max(rows, columns)) * group["lr"])
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for kernel in group["params"]:
+                if kernel.grad is not None:
+                    alike[len(kernel), kernel.numel(), kernel.dtype, kernel.device].append(kernel)
+            for kernels in alike.values():
+                self._update(kernels, group["lr"], group["momentum"])
+        return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for kernel in self.kernels:
-            if set_to_none:
-                kernel.grad = None
-            elif kernel.grad is not None:
-                kernel.grad.zero_()
+    def _update(self, kernels: list[nn.Parameter], lr: float, momentum: float) -> None:
+        """Update kernels that are matrices of one shape."""
+        matrices = [_matrix(kernel.detach()) for kernel in kernels]
+        gradients = [_matrix(_laid_out_like(kernel.grad, kernel)) for kernel in kernels]
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            if kernel not in self.state:
+                self.state[kernel]["momentum_buffer"] = torch.zeros_like(matrix)
+        means = [self.state[kernel]["momentum_buffer"] for kernel in kernels]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        ahead = torch.stack(torch._foreach_lerp(gradients, means, momentum))
+        updates = orthogonalize(ahead).to(ahead)
+        torch._foreach_add_(matrices, updates.unbind(), alpha=-0.2 * sqrt(max(matrices[0].shape)) * lr)
 
 
-def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Nearly orthogonal matrices bfloat16 [N, rows, columns] by Newton-Schulz steps (Jordan et al. 2024, Muon).
-
-    Args:
-        matrices: [N, rows, columns].
-        coefficients: a, b, c of ``a X + (b X X^T + c (X X^T)^2) X``.
-        steps: how many.
-        eps: smallest norm that is divided by.
-    """
-    a, b, c = coefficients
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Nearly orthogonal matrices bfloat16 [N, rows, columns] by Newton-Schulz steps, of matrices [N, rows, columns]."""
+    a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(steps):
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
+    for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

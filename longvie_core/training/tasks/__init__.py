@@ -1,1 +1,1 @@
-"""What is trained: the control network with its backbone, and the small VAE."""
+"""What is trained, and on what: tasks for the loop, with their batches, losses, sheets and exports."""

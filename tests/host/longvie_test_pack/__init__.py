@@ -1,4 +1,4 @@
-"""Nodes that only the host tests need: values shown as JSON, raw depth from a file, and stand-ins for the big encoders."""
+"""Nodes that only the host tests need: values shown as JSON, raw depth from a file, stand-ins for big encoders, odd values."""
 
 from __future__ import annotations
 
@@ -126,9 +126,38 @@ class TestClipVision(io.ComfyNode):
         return io.NodeOutput(ImageEncoder())
 
 
+class TestNumber(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestNumber", category="test", inputs=[io.String.Input("text")], outputs=[io.Float.Output("number")]
+        )
+
+    @classmethod
+    def execute(cls, text) -> io.NodeOutput:
+        return io.NodeOutput(float(text))
+
+
+class TestPicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestPicture",
+            category="test",
+            inputs=[io.String.Input("text"), io.Int.Input("size")],
+            outputs=[io.Image.Output("image")],
+        )
+
+    @classmethod
+    def execute(cls, text, size) -> io.NodeOutput:
+        image = torch.rand(1, size, size, 3)
+        image[0, 1, 2, 0] = float(text)
+        return io.NodeOutput(image)
+
+
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestShow, TestSignal, TestTextEncoder, TestClipVision]
+        return [TestShow, TestSignal, TestTextEncoder, TestClipVision, TestNumber, TestPicture]
 
 
 async def comfy_entrypoint() -> TestExtension:

@@ -17,8 +17,8 @@ import dev
 from devtools import pythons
 from devtools.constraints import __main__ as constraints
 from devtools.versions import versions
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 THIS = sys.version_info[:2]
 
 

@@ -20,25 +20,28 @@ from longvie_core.backends.diffusers.weights import load_backbone, load_control,
 from longvie_core.model.dual_control import DualControlConfig, Strengths
 from longvie_core.model.wan import WanConfig
 from longvie_core.training.__main__ import main
+from longvie_core.training.data.codec import TrainingCodec
+from longvie_core.training.data.latents import ClipLatents
+from longvie_core.training.data.scene_clips import SceneClips
 from longvie_core.training.data.scenes import SceneSet, SceneSettings, open_set
-from longvie_core.training.data.source import SceneClips
-from longvie_core.training.data.table import ClipLatents, TrainingCodec, Wanted
-from longvie_core.training.degradation import DepthDegradation, FrameDegradation, is_degraded
-from longvie_core.training.loop.trainer import TrainSettings, generator_for, train
+from longvie_core.training.data.spec import LatentSpec
+from longvie_core.training.degradation.dense import DepthDegradation
+from longvie_core.training.degradation.frames import FrameDegradation, is_degraded
+from longvie_core.training.draws import generator_for
+from longvie_core.training.loop.settings import TrainSettings
+from longvie_core.training.loop.trainer import train
 from longvie_core.training.losses import flow_matching
-from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
-from longvie_core.training.tasks.control import (
+from longvie_core.training.networks.controlled_backbone import (
     Conditions,
     ControlledBackbone,
-    ControlTask,
-    Shown,
     control_from_backbone,
-    read_shown,
     require_gradients,
-    sheet_rows,
     tiny_network,
 )
-from longvie_core.training.tasks.vae import tiny_vae
+from longvie_core.training.networks.whole_clip_vae import tiny_vae
+from longvie_core.training.stages import CONTROL, CONTROL_ONLY, EVERYTHING, TINY_JOINT, WITH_SELF_ATTENTION, Stage
+from longvie_core.training.tasks.batches import SampleView, read_views
+from longvie_core.training.tasks.control import ControlTask, sheet_rows
 from longvie_core.weights.backbone import diffusers_backbone_config, read_backbone
 from longvie_core.weights.control import read_control
 from longvie_core.weights.overlay import read_overlay
@@ -48,10 +51,10 @@ BACKBONE = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=3, text_dim=16,
 STREAMS = DualControlConfig(dim=32, control_dim=16, ffn_dim=24, num_heads=1, num_layers=2, image=False)
 
 STAGE = Stage(
-    learns=EVERYTHING,
-    training=TrainSettings(steps=50, average=0.9, checkpoint_every=20, sheet_every=50, log_every=10),
-    clips=4,
-    optimiser=replace(TINY_JOINT.optimiser, rate=5e-3),
+    trainable=EVERYTHING,
+    training=TrainSettings(steps=50, ema=0.9, checkpoint_every=20, sheet_every=50, log_every=10),
+    batch_size=4,
+    optimizer=replace(TINY_JOINT.optimizer, lr=5e-3),
     timesteps=TINY_JOINT.timesteps,
     streams=TINY_JOINT.streams,
     depth=DepthDegradation(probability=0.5, kernels=(3, 5)),
@@ -83,8 +86,8 @@ def codec() -> TrainingCodec:
 def latents(folder: Path, codec: TrainingCodec) -> ClipLatents:
     scenes: SceneSet = open_set(folder / "scenes", SETTINGS, 2)
     list(scenes.render(range(2)))
-    wanted = Wanted(STAGE.histories, STAGE.variants, STAGE.first_frame, STAGE.depth)
-    found = ClipLatents(SceneClips(scenes), wanted, folder / "cache", "vae")
+    spec = LatentSpec(STAGE.histories, STAGE.variants, STAGE.first_frame, STAGE.depth)
+    found = ClipLatents(SceneClips(scenes), spec, folder / "cache", "vae")
     found.reserve()
     list(found.fill(range(8), codec))
     return found
@@ -175,7 +178,7 @@ def test_one_token_of_no_text_need_not_be_asked_for() -> None:
     asked = network(latents, timestep, given)
     gradients = torch.autograd.grad(asked.square().sum(), list(network.parameters()))
     asked_for = dict(zip((name for name, _ in network.named_parameters()), gradients, strict=True))
-    network.never_read_text()
+    network.bypass_text_attention()
     torch.testing.assert_close(network(latents, timestep, given), asked)
     require_gradients(network, EVERYTHING)
     frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
@@ -194,10 +197,10 @@ def test_clips_have_the_history_of_their_step(latents: ClipLatents, codec: Train
     task = task_of(latents, codec)
     lengths, rows = Counter(), Counter()
     for step in range(400):
-        chosen, length = task.chosen(step, generator_for(9, step))
+        chosen, length = task.choose_clips(step, generator_for(9, step))
         lengths[length] += 1
         rows.update((length, row) for row in chosen)
-        assert task.chosen(step, generator_for(10, step))[1] == length  # another process: its own clips, the same work
+        assert task.choose_clips(step, generator_for(10, step))[1] == length  # another process: its own clips, the same work
     assert abs(lengths[5] - 200) < 4 * 10
     assert {row for length, row in rows if length == 5} == {1, 2, 3, 5, 6, 7}
     assert {row for length, row in rows if length == 0} == set(range(8))
@@ -206,7 +209,7 @@ def test_clips_have_the_history_of_their_step(latents: ClipLatents, codec: Train
 def test_clips_are_degraded_as_often_as_the_stage_says(latents: ClipLatents, codec: TrainingCodec) -> None:
     task = task_of(latents, codec)
     count = 2000
-    late = [task.shown(3, 49, generator_for(1, number)) for number in range(count)]
+    late = [task.draw_view(3, 49, generator_for(1, number)) for number in range(count)]
     sigma = (0.25 / count) ** 0.5
     assert abs(sum(clip.start is not None for clip in late) / count - 0.5) < 4 * sigma
     assert abs(sum(clip.depth is not None for clip in late) / count - 0.5) < 4 * sigma
@@ -217,16 +220,16 @@ def test_clips_are_degraded_as_often_as_the_stage_says(latents: ClipLatents, cod
     weakened = [clip.dense for clip in late if 0 < clip.dense < 1]
     assert abs(len(weakened) / (0.7 * count) - 0.15) < 4 * sigma and min(weakened) >= 0.05
     for clip in late:  # no round trip at all is no degradation
-        drawn = clip.start is not None and is_degraded(latents.wanted.frame_operators(3, clip.start))
+        drawn = clip.start is not None and is_degraded(latents.spec.frame_operators(3, clip.start))
         assert clip.degraded == drawn
-    early = [task.shown(3, 32, generator_for(1, number)) for number in range(200)]
+    early = [task.draw_view(3, 32, generator_for(1, number)) for number in range(200)]
     assert all(clip.depth is None for clip in early)
-    assert any(task.shown(3, 33, generator_for(1, number)).depth is not None for number in range(50))  # 2/3 of 50 steps
+    assert any(task.draw_view(3, 33, generator_for(1, number)).depth is not None for number in range(50))  # 2/3 of 50 steps
 
 
 def test_conditions_come_from_the_drawn_variants(latents: ClipLatents) -> None:
-    shown = [Shown(2), Shown(3, start=1, depth=0, dense=0.5, sparse=0.0)]
-    given = read_shown(latents, shown, 5, no_text).conditions()
+    shown = [SampleView(2), SampleView(3, start=1, depth=0, dense=0.5, sparse=0.0)]
+    given = read_views(latents, shown, 5, no_text).conditions()
     clean, weak, other = latents.clean, latents.table(1), latents.table(0)
     assert torch.equal(given.image[:, 4:], torch.cat([clean.read("image", [2]), weak.read("image", [3])]))
     assert torch.equal(given.image[:, :4, 0], torch.ones(2, 4, 4, 4)) and not given.image[:, :4, 1].any()
@@ -235,7 +238,7 @@ def test_conditions_come_from_the_drawn_variants(latents: ClipLatents) -> None:
     assert torch.equal(given.dense[1, 20:], other.read("dense_first", [3])[0])
     assert torch.equal(given.sparse[:, :16], clean.read("sparse", [2, 3]))
     assert given.dense_strength.tolist() == [1.0, 0.5] and given.sparse_strength.tolist() == [1.0, 0.0]
-    assert read_shown(latents, shown, 0, no_text).history is None
+    assert read_views(latents, shown, 0, no_text).history is None
 
 
 def test_the_loss_is_that_of_the_noise_that_was_added(latents: ClipLatents, codec: TrainingCodec) -> None:
@@ -248,7 +251,7 @@ def test_the_loss_is_that_of_the_noise_that_was_added(latents: ClipLatents, code
         return torch.zeros_like(noisy)
 
     terms = task.losses(network, task.batch(3, generator_for(4)))
-    rows, _ = task.chosen(3, generator_for(4))
+    rows, _ = task.choose_clips(3, generator_for(4))
     data = latents.clean.read("video", rows)
     sigma = (seen["timestep"] / 1000)[:, None, None, None, None]
     noise = (seen["noisy"] - (1 - sigma) * data) / sigma
@@ -324,7 +327,7 @@ def test_the_control_stage_leaves_the_backbone_as_it_is(latents: ClipLatents, co
     backbone = adapt_backbone(WanTransformer3DModel(**diffusers_backbone_config(BACKBONE)))
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     training = TrainSettings(steps=6, checkpoint_every=3, sheet_every=6, log_every=1)
-    stage = replace(STAGE, learns=CONTROL_ONLY, training=training, checkpointing=True)
+    stage = replace(STAGE, trainable=CONTROL_ONLY, training=training, checkpointing=True)
 
     def network() -> ControlledBackbone:
         return ControlledBackbone(backbone, control_from_backbone(backbone, STREAMS))
@@ -342,7 +345,7 @@ def test_the_control_stage_leaves_the_backbone_as_it_is(latents: ClipLatents, co
 
 def test_the_history_stage_exports_an_overlay(latents: ClipLatents, codec: TrainingCodec, tmp_path: Path) -> None:
     training = TrainSettings(steps=2, sheet_every=9, checkpoint_every=9)
-    stage = replace(STAGE, learns=WITH_SELF_ATTENTION, training=training)
+    stage = replace(STAGE, trainable=WITH_SELF_ATTENTION, training=training)
     task = task_of(latents, codec, stage, network=shaken(tiny_network(BACKBONE, STREAMS)))
     before = {key: value.clone() for key, value in original_state(task.network.backbone).items()}
     train(task, training, tmp_path)
@@ -352,15 +355,17 @@ def test_the_history_stage_exports_an_overlay(latents: ClipLatents, codec: Train
 
 
 def test_muon_learns_the_matrices_of_the_blocks(latents: ClipLatents, codec: TrainingCodec) -> None:
-    task = task_of(latents, codec, replace(STAGE, optimiser=replace(STAGE.optimiser, matrix_rate=0.01)))
+    task = task_of(latents, codec, replace(STAGE, optimizer=replace(STAGE.optimizer, muon_lr=0.01)))
     adam, muon = task.optimizers()
     count = sum(value.numel() for value in task.network.parameters())
     assert sum(value.numel() for optimizer in (adam, muon) for value in optimizer.param_groups[0]["params"]) == count
-    assert len(muon.kernels) == 3 * 10 + 2 * 2 * 10  # eight of attention, two of the feed-forward; not the time modulation
+    assert (
+        len(muon.param_groups[0]["params"]) == 3 * 10 + 2 * 2 * 10
+    )  # eight of attention, two of the feed-forward; not the time modulation
 
 
 def test_missing_latents_are_named(latents: ClipLatents, codec: TrainingCodec, folder: Path) -> None:
-    fewer = ClipLatents(latents.source, latents.wanted, folder / "empty", "vae")
+    fewer = ClipLatents(latents.source, latents.spec, folder / "empty", "vae")
     with pytest.raises(ValueError, match="8 of 8 training clips are not encoded: run 'prepare' first"):
         task_of(fewer, codec)
 
@@ -374,9 +379,9 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     scenes = str(folder / "scenes")
     common = ["--clips", scenes, "--held-out", scenes, "--cache", str(tmp_path / "cache"), "--vae", str(tmp_path / "vae")]
     common += ["--videos", "1", "--set", "histories=[0,5]", "--set", "sheet_history=5", "--set", "sheet_clips=1"]
-    common += ["--set", "training.steps=2", "--set", "clips=2", "--set", "training.precision=no"]
-    monkeypatch.setattr("longvie_core.training.__main__.TINY_BACKBONE", BACKBONE)
-    monkeypatch.setattr("longvie_core.training.__main__.TINY_CONTROL", STREAMS)
+    common += ["--set", "training.steps=2", "--set", "batch_size=2", "--set", "training.precision=no"]
+    monkeypatch.setattr("longvie_core.training.train.TINY_BACKBONE", BACKBONE)
+    monkeypatch.setattr("longvie_core.training.train.TINY_CONTROL", STREAMS)
     run = ["train", "tiny-joint", str(tmp_path / "run")]
     assert main([*run, *common]) == 1
     assert "run 'prepare' first" in capsys.readouterr().err
@@ -387,7 +392,7 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     assert "give the pretrained backbone with --backbone" in capsys.readouterr().err
     assert main(["prepare", "tiny-joint", *common, "--set", "nothing=1"]) == 1
     assert "no setting 'nothing'" in capsys.readouterr().err
-    assert CONTROL.learns == CONTROL_ONLY
+    assert CONTROL.trainable == CONTROL_ONLY
 
 
 def test_only_rendered_scenes_are_mirrored(tmp_path: Path, capsys) -> None:
@@ -401,7 +406,7 @@ def test_the_papers_stages_follow_one_another(folder: Path, latents: ClipLatents
     tiny_vae(4).save_pretrained(tmp_path / "vae")
     scenes = str(folder / "scenes")
     common = ["--clips", scenes, "--held-out", scenes, "--cache", str(tmp_path / "cache"), "--vae", str(tmp_path / "vae")]
-    common += ["--videos", "1", "--set", "sheet_clips=1", "--set", "training.steps=2", "--set", "training.accumulation=1"]
+    common += ["--videos", "1", "--set", "sheet_clips=1", "--set", "training.steps=2", "--set", "training.grad_accum_steps=1"]
     common += ["--set", "training.precision=no", "--precision", "float32"]
     whole = replace(STAGE, weights="float32")
     base = ControlTask(whole, shaken(tiny_network(BACKBONE, STREAMS)), latents, latents, None, no_text)

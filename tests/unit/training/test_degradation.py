@@ -11,33 +11,59 @@ import torch
 from scipy import ndimage, stats
 from torch import Tensor
 
-from longvie_core.training.degradation import (
-    HISTORY_LENGTHS,
-    REFERENCE_DEPTH,
-    REFERENCE_FIRST_FRAME,
-    REFERENCE_HISTORY,
-    REFERENCE_HISTORY_LENGTHS,
+from longvie_core.training.degradation.dense import (
     AverageBlur,
-    ColourDrift,
     DepthDegradation,
     FeatureDegradation,
-    FrameDegradation,
-    Regeneration,
-    RoundTrips,
     ScaleFusion,
-    Tint,
     degrade_depth,
-    degrade_frames,
     depth_degradation_begins,
     draw_dense_strength,
     draw_depth_operators,
+)
+from longvie_core.training.degradation.frames import (
+    ColorDrift,
+    FrameDegradation,
+    Regeneration,
+    RoundTrips,
+    Tint,
+    degrade_frames,
     draw_frame_operators,
-    draw_history_length,
     is_degraded,
+    milder_more_often,
     noise_then_denoise,
 )
+from longvie_core.training.degradation.history import HISTORY_LENGTHS, draw_history_length
 
 DRAWS = 8000
+
+REFERENCE_DEPTH = DepthDegradation(probability=0.05, start=0.0)
+"""The released training code's second stage."""
+
+REFERENCE_FIRST_FRAME = FrameDegradation(
+    probability=0.1,
+    round_trip_share=0.4,
+    round_trips=tuple(range(5)),
+    round_trip_weights=milder_more_often(5),
+    noise_levels=(1, 2, 3, 4, 6),
+    noise_weights=(6, 4, 3, 2, 1),
+    drift=ColorDrift(),
+)
+"""What the released code does to the first frame, from files made beforehand (their index is taken as K)."""
+
+REFERENCE_HISTORY = FrameDegradation(
+    probability=0.05,
+    round_trip_share=0.4,
+    round_trips=tuple(range(8)),
+    round_trip_weights=milder_more_often(8),
+    noise_levels=(1, 5, 8),
+    noise_weights=(8, 5, 1),
+    drift=ColorDrift(probability=0.05, high=0.3),
+)
+"""What the released code does to the history; P2 degrades it like the first frame."""
+
+REFERENCE_HISTORY_LENGTHS = (0, 4, 8, 12, 16)
+"""The released code's: none for 20 %, else 4, 8, 12 or 16, which is a fifth each; the VAE encodes 1, 5, 9 and 13 of them."""
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -242,12 +268,12 @@ class TestDrawingFrames:
         assert_shares([operator.level for operator in drawn if isinstance(operator, Regeneration)], levels)
 
     def test_quality_and_colour_are_independent(self) -> None:
-        config = FrameDegradation(probability=0.5, drift=ColourDrift(probability=0.5))
+        config = FrameDegradation(probability=0.5, drift=ColorDrift(probability=0.5))
         kinds = [tuple(isinstance(o, Tint) for o in ops) for ops in repeat(lambda one: draw_frame_operators(config, one))]
         assert_shares(kinds, {(): 1, (False,): 1, (True,): 1, (False, True): 1})
 
     def test_ranges_of_the_tint(self) -> None:
-        config = FrameDegradation(probability=0.0, drift=ColourDrift(probability=1.0, low=0.1, high=0.3))
+        config = FrameDegradation(probability=0.0, drift=ColorDrift(probability=1.0, low=0.1, high=0.3))
         tints = [operators[0] for operators in repeat(lambda one: draw_frame_operators(config, one), 2000)]
         strengths, offsets = np.array([t.strength for t in tints]), np.array([t.offset for t in tints]).ravel()
         assert stats.kstest((strengths - 0.1) / 0.2, "uniform").pvalue > 1e-3
@@ -407,7 +433,7 @@ class TestHistoryLength:
 
 def test_equal_generators_give_equal_draws_and_the_global_state_is_left_alone() -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (that is the point)
-    depth, frame = DepthDegradation(probability=0.5, start=0.0), FrameDegradation(probability=0.5, drift=ColourDrift())
+    depth, frame = DepthDegradation(probability=0.5, start=0.0), FrameDegradation(probability=0.5, drift=ColorDrift())
 
     def draw(one: torch.Generator) -> tuple:
         return (

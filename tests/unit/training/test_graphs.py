@@ -12,9 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from longvie_core.training.loop.graphs import GraphedLosses
-from longvie_core.training.stages import TINY_BACKBONE, TINY_CONTROL, TINY_ROBUST
-from longvie_core.training.tasks import control as control_task
-from longvie_core.training.tasks import vae
+from longvie_core.training.networks.controlled_backbone import require_gradients, tiny_network
+from longvie_core.training.networks.whole_clip_vae import WholeClipVae, tiny_vae
+from longvie_core.training.stages import TINY_ROBUST
+from longvie_core.training.tasks.batches import Batch, ConditionLatents
+from longvie_core.training.tasks.control import ControlTask
+from longvie_core.training.tasks.vae import Crops, VaeTask
+from longvie_core.training.tiny import TINY_BACKBONE, TINY_CONTROL
+from longvie_core.training.vae import TINY_STAGES
 
 
 class HostTensors(TorchDispatchMode):
@@ -43,11 +48,11 @@ def host_tensors(losses: callable, network: torch.nn.Module, batch: object) -> s
     return mode.found
 
 
-def clips(count: int, history: int) -> control_task.Batch:
+def clips(count: int, history: int) -> Batch:
     def latents(frames: int = 5) -> Tensor:
         return torch.zeros(count, 16, frames, 8, 12, dtype=torch.float16)
 
-    shown = control_task.ShownLatents(
+    shown = ConditionLatents(
         *(latents() for _ in range(5)),
         torch.ones(count),
         torch.ones(count),
@@ -56,26 +61,26 @@ def clips(count: int, history: int) -> control_task.Batch:
         None,
     )
     each = torch.ones(count)
-    return control_task.Batch(shown, latents(), latents().float(), 500 * each, each / 2, each, each > 0)
+    return Batch(shown, latents(), latents().float(), 500 * each, each / 2, each, each > 0)
 
 
 @pytest.mark.parametrize("history", [0, 2, 3])
 def test_control_losses_stay_on_the_device(history: int) -> None:
-    network = control_task.tiny_network(TINY_BACKBONE, TINY_CONTROL).to("meta")
-    network.never_read_text()
-    task = object.__new__(control_task.ControlTask)
+    network = tiny_network(TINY_BACKBONE, TINY_CONTROL).to("meta")
+    network.bypass_text_attention()
+    task = object.__new__(ControlTask)
     task.network, task.stage = network, TINY_ROBUST
     assert not host_tensors(task.losses, network, clips(2, history))
 
 
-@pytest.mark.parametrize(("frames", "again", "trips"), [(1, 0.0, 0), (17, 0.1, 0), (1, 1.0, 2)])
-def test_vae_losses_stay_on_the_device(frames: int, again: float, trips: int) -> None:
-    network = vae.WholeClipVae(vae.tiny_vae()).to("meta")
-    task = object.__new__(vae.VaeTask)
-    task.settings = vae.TINY_STAGES["pictures"][0]
+@pytest.mark.parametrize(("frames", "weight", "trips"), [(1, 0.0, 0), (17, 0.1, 0), (1, 1.0, 2)])
+def test_vae_losses_stay_on_the_device(frames: int, weight: float, trips: int) -> None:
+    network = WholeClipVae(tiny_vae()).to("meta")
+    task = object.__new__(VaeTask)
+    task.settings = TINY_STAGES["pictures"][0]
     pictures = torch.zeros(2, frames, 64, 96, 3, dtype=torch.uint8)
     noise = torch.zeros(2, 16, 1 + (frames - 1) // 4, 8, 12)
-    assert not host_tensors(task.losses, network, vae.Crops(pictures, noise, again, trips))
+    assert not host_tensors(task.losses, network, Crops(pictures, noise, weight, trips))
 
 
 def test_a_copy_from_the_host_would_be_seen() -> None:
@@ -87,14 +92,14 @@ def test_a_copy_from_the_host_would_be_seen() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_recorded_step_gives_the_same_losses_and_gradients() -> None:
     torch.manual_seed(0)
-    network = control_task.tiny_network(TINY_BACKBONE, TINY_CONTROL).to("cuda")
-    network.never_read_text()
-    control_task.require_gradients(network, TINY_ROBUST.learns)
-    task = object.__new__(control_task.ControlTask)
+    network = tiny_network(TINY_BACKBONE, TINY_CONTROL).to("cuda")
+    network.bypass_text_attention()
+    require_gradients(network, TINY_ROBUST.trainable)
+    task = object.__new__(ControlTask)
     task.network, task.stage = network, TINY_ROBUST
     learnt = [value for value in network.parameters() if value.requires_grad]
 
-    def compute(batch: control_task.Batch) -> dict[str, Tensor]:
+    def compute(batch: Batch) -> dict[str, Tensor]:
         terms = task.losses(network, batch)
         sum(terms.values()).backward()
         return {name: value.detach() for name, value in terms.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,23 @@ def test_weights_are_read() -> None:
     assert other["flow"].item() == pytest.approx(second.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("silent", [("low_pass",), ("high_pass",), ("history",), ("low_pass", "high_pass", "history")])
+def test_a_term_of_weight_0_is_left_out_and_changes_no_bit(silent: tuple[str, ...]) -> None:
+    batch = Batch(3, 5)
+    samples = DegradedSamples(torch.tensor([True, True, False]), batch.image, torch.tensor([True, False, True]), batch.history)
+    results = []
+    for weights in (replace(LossWeights(), **dict.fromkeys(silent, 0.0)), LossWeights()):
+        prediction = batch.prediction.clone().requires_grad_()
+        terms = loss_terms(prediction, batch.noise, batch.data, samples, weights)
+        computed = {name: 0.0 * term if name in silent else term for name, term in terms.items()}
+        loss = torch.stack(list(batch_terms(computed, torch.tensor([1.0, 0.5, 2.0])).values())).sum()
+        loss.backward()
+        results.append((loss.detach(), prediction.grad, set(terms)))
+    (loss, gradient, names), (whole, whole_gradient, all_names) = results
+    assert all_names - names == set(silent) and "flow" in names
+    assert torch.equal(loss, whole) and torch.equal(gradient, whole_gradient)
+
+
 def test_a_batch_is_the_mean_of_its_samples_by_timestep_weight() -> None:
     terms = {"flow": torch.tensor([1.0, 2.0]), "history": torch.tensor([0.0, 4.0])}
     got = batch_terms(terms, torch.tensor([3.0, 0.5]))
@@ -178,12 +197,6 @@ class TestTimesteps:
         np.testing.assert_allclose(draw.timestep.numpy(), 1000 * sigmas, rtol=0, atol=3e-4)
         np.testing.assert_allclose(draw.weight.numpy(), weights, rtol=0, atol=1e-4)
         assert draw.weight[0] == 0, "pure noise weighs nothing"
-
-    def test_the_references_rounding_shifts_the_step(self) -> None:
-        draw = self.SCHEDULE.reference_at(torch.tensor([10, 500]))
-        assert draw.timestep.tolist() == [996.0, 832.0]
-        assert draw.sigma[0].item() == pytest.approx(0.9959349632, abs=1e-6)
-        assert self.SCHEDULE.at(torch.tensor([10])).sigma.item() == pytest.approx(0.9979838133, abs=1e-6)
 
     def test_every_step_is_alike_likely(self) -> None:
         schedule = training_schedule(steps=8)

@@ -21,7 +21,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from longvie_core.training.loop.trainer import TrainSettings, train
+from longvie_core.training.loop.settings import TrainSettings
+from longvie_core.training.loop.trainer import train
 
 
 class Task:
@@ -49,7 +50,7 @@ class Task:
 
 
 PartialState(cpu=True)
-settings = TrainSettings(steps=12, average=0.5, checkpoint_every=4, sheet_every=4, shared_state=sys.argv[2] == "shared")
+settings = TrainSettings(steps=12, ema=0.5, checkpoint_every=4, sheet_every=4, zero1=sys.argv[2] == "shared")
 train(Task(), settings, Path(sys.argv[1]), int(sys.argv[3]) or None)
 """
 

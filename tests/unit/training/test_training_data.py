@@ -13,30 +13,19 @@ from longvie_core.control.depth.parallax import ParallaxDepth
 from longvie_core.control.tracks.lucas_kanade import LucasKanade
 from longvie_core.media.write import VideoWriter
 from longvie_core.model.conditioning import first_frame_then_grey, frames_to_uint8, pixels_from_uint8
+from longvie_core.training.data.codec import TrainingCodec, device_pixels, device_uint8
+from longvie_core.training.data.encode import start_pictures
+from longvie_core.training.data.latents import ClipLatents
+from longvie_core.training.data.scene_clips import SceneClips
 from longvie_core.training.data.scenes import SceneSet, SceneSettings, open_set
-from longvie_core.training.data.source import PAST_FRAMES, Clip, Preprocessing, SceneClips, VideoFolder
-from longvie_core.training.data.table import (
-    ClipLatents,
-    LatentTable,
-    Start,
-    TrainingCodec,
-    Wanted,
-    degrade_starts,
-    device_pixels,
-    device_uint8,
-    start_pictures,
-    window_of,
-)
-from longvie_core.training.degradation import (
-    ColourDrift,
-    DepthDegradation,
-    FrameDegradation,
-    RoundTrips,
-    Tint,
-    degrade_depth,
-    vae_round_trip,
-)
-from longvie_core.training.tasks.vae import tiny_vae
+from longvie_core.training.data.source import PAST_FRAMES, Clip
+from longvie_core.training.data.spec import LatentSpec, window_of
+from longvie_core.training.data.starts import Start, degrade_starts
+from longvie_core.training.data.table import LatentTable
+from longvie_core.training.data.video_folder import Preprocessing, VideoFolder
+from longvie_core.training.degradation.dense import DepthDegradation, degrade_depth
+from longvie_core.training.degradation.frames import ColorDrift, FrameDegradation, RoundTrips, Tint, vae_round_trip
+from longvie_core.training.networks.whole_clip_vae import tiny_vae
 from longvie_core.world.render import render_frames
 from longvie_core.world.scene import make_scene
 
@@ -216,7 +205,7 @@ def test_a_table_knows_what_is_committed(tmp_path: Path) -> None:
         LatentTable(tmp_path, 5).read("x", [1])
 
 
-WANTED = Wanted(
+SPEC = LatentSpec(
     histories=(0, 5, 8),
     variants=2,
     first_frame=FrameDegradation(round_trip_share=1.0, round_trips=(0, 1, 2), round_trip_weights=(1, 1, 1)),
@@ -230,7 +219,7 @@ def half(value: torch.Tensor) -> torch.Tensor:
 
 def test_latents_are_those_of_the_clips(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
     source = SceneClips(scenes, 2)
-    latents = ClipLatents(source, WANTED, tmp_path, "vae")
+    latents = ClipLatents(source, SPEC, tmp_path, "vae")
     latents.reserve()
     rows = [0, 3]
     assert latents.missing(rows) == 2
@@ -253,7 +242,7 @@ def test_latents_are_those_of_the_clips(scenes: SceneSet, codec: TrainingCodec, 
 
 def test_degraded_variants_are_those_drawn(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
     source = SceneClips(scenes, 2)
-    latents = ClipLatents(source, WANTED, tmp_path, "vae")
+    latents = ClipLatents(source, SPEC, tmp_path, "vae")
     latents.reserve()
     rows = [3, 9]
     list(latents.fill(rows, codec))
@@ -261,7 +250,7 @@ def test_degraded_variants_are_those_drawn(scenes: SceneSet, codec: TrainingCode
     for row in rows:
         for variant in range(2):
             clip, table = source[row], latents.table(variant)
-            (operator,) = WANTED.frame_operators(row, variant)
+            (operator,) = SPEC.frame_operators(row, variant)
             assert isinstance(operator, RoundTrips)
             trips.add(operator.times)
             frames = clip.history(9)  # the fewest that hold a history of 8 and that the VAE does not cut
@@ -271,7 +260,7 @@ def test_degraded_variants_are_those_drawn(scenes: SceneSet, codec: TrainingCode
                 "image": codec.encode_first_frame(frames[-1], 5),
                 "history_5": codec.encode(frames[-5:]),
                 "history_8": codec.encode(frames[-8:-3]),
-                "dense": codec.encode(degrade_depth(clip.dense, WANTED.depth_operators(row, variant))),
+                "dense": codec.encode(degrade_depth(clip.dense, SPEC.depth_operators(row, variant))),
             }
             for name, value in expected.items():
                 torch.testing.assert_close(table.read(name, [row]), half(value), atol=0, rtol=0)
@@ -279,7 +268,7 @@ def test_degraded_variants_are_those_drawn(scenes: SceneSet, codec: TrainingCode
 
 
 def test_encoding_goes_on_where_it_stopped(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
-    source, wanted = SceneClips(scenes, 2), Wanted()
+    source, wanted = SceneClips(scenes, 2), LatentSpec()
     latents = ClipLatents(source, wanted, tmp_path, "vae")
     latents.reserve()
     list(latents.fill(range(2), codec))
@@ -288,12 +277,12 @@ def test_encoding_goes_on_where_it_stopped(scenes: SceneSet, codec: TrainingCode
     assert list(again.fill(range(4), codec)) == [2, 3]
     assert ClipLatents(source, wanted, tmp_path, "another vae").missing(range(4)) == 4
     # Another way of degrading leaves the clean latents where they are.
-    more = ClipLatents(source, Wanted(depth=DepthDegradation(halvings=2)), tmp_path, "vae")
+    more = ClipLatents(source, LatentSpec(depth=DepthDegradation(halvings=2)), tmp_path, "vae")
     assert more.clean.done("video", range(4)).all() and more.missing(range(4)) == 4
 
 
 def test_regeneration_asks_for_the_backbone(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
-    wanted = Wanted(first_frame=FrameDegradation(round_trip_share=0.0))
+    wanted = LatentSpec(first_frame=FrameDegradation(round_trip_share=0.0))
     latents = ClipLatents(SceneClips(scenes, 2), wanted, tmp_path, "vae")
     latents.reserve()
     with pytest.raises(ValueError, match="needs the pretrained backbone"):
@@ -309,7 +298,7 @@ def test_regeneration_asks_for_the_backbone(scenes: SceneSet, codec: TrainingCod
 
 
 def test_chance_of_operators_is_that_of_degraded_clips() -> None:
-    wanted = Wanted(first_frame=FrameDegradation(), depth=DepthDegradation())
+    wanted = LatentSpec(first_frame=FrameDegradation(), depth=DepthDegradation())
     drawn = [wanted.frame_operators(row, 0) for row in range(300)]
     assert all(len(operators) == 1 for operators in drawn)
     share = sum(isinstance(operators[0], RoundTrips) for operators in drawn) / 300
@@ -361,7 +350,7 @@ def test_groups_of_clips_are_encoded_like_single_ones(
 ) -> None:
     source, found = SceneClips(scenes, 2), []
     for name, options in (("one", {}), ("many", {"batch": batch, "workers": workers})):
-        latents = ClipLatents(source, WANTED, tmp_path / name, "vae")
+        latents = ClipLatents(source, SPEC, tmp_path / name, "vae")
         latents.reserve()
         assert list(latents.fill(range(12), codec, **options)) == list(range(12))
         assert latents.missing(range(12)) == 0
@@ -389,7 +378,7 @@ def test_as_few_calls_of_the_vae_as_there_are_shapes(
         return encode(self, clips, frames)
 
     monkeypatch.setattr(TrainingCodec, "encode_clips", counted)
-    latents = ClipLatents(SceneClips(scenes, 2), Wanted(histories=(0, 5, 8, 9)), tmp_path, "vae")
+    latents = ClipLatents(SceneClips(scenes, 2), LatentSpec(histories=(0, 5, 8, 9)), tmp_path, "vae")
     latents.reserve()
     list(latents.fill(range(12), codec, batch=40))
     # Each clip's three videos and three first frames; of six clips five have 5 frames of history, and four have 8 and 9.
@@ -418,13 +407,13 @@ def test_starts_are_degraded_together_each_in_its_own_way(scenes: SceneSet, code
 
 
 def test_single_clips_may_be_tinted_in_a_group(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
-    drifting = FrameDegradation(round_trip_share=1.0, drift=ColourDrift(probability=1.0))
-    latents = ClipLatents(SceneClips(scenes, 2), Wanted((0, 5), 1, drifting), tmp_path, "vae")
+    drifting = FrameDegradation(round_trip_share=1.0, drift=ColorDrift(probability=1.0))
+    latents = ClipLatents(SceneClips(scenes, 2), LatentSpec((0, 5), 1, drifting), tmp_path, "vae")
     latents.reserve()
     assert list(latents.fill(range(3), codec, batch=2)) == [0, 1, 2]
     image = latents.table(0).read("image", [1])
     frames = SceneClips(scenes, 2)[1].history(5)
-    for operator in latents.wanted.frame_operators(1, 0):
+    for operator in latents.spec.frame_operators(1, 0):
         frames = operator(frames, codec, None)
     torch.testing.assert_close(image, half(codec.encode_first_frame(frames[-1], 5)), atol=2e-2, rtol=1e-2)
 
@@ -433,7 +422,7 @@ def test_what_is_there_is_not_encoded_again(scenes: SceneSet, codec: TrainingCod
     source = SceneClips(scenes, 2)
     list_of = {}
     for histories in ((0, 5), (0, 5, 8)):
-        latents = ClipLatents(source, Wanted(histories), tmp_path, "vae")
+        latents = ClipLatents(source, LatentSpec(histories), tmp_path, "vae")
         latents.reserve()
         calls = []
         encode = codec.encode_clips
@@ -446,7 +435,7 @@ def test_what_is_there_is_not_encoded_again(scenes: SceneSet, codec: TrainingCod
 
 def test_vision_sees_the_start_frames(scenes: SceneSet, codec: TrainingCodec, tmp_path: Path) -> None:
     source, twice = SceneClips(scenes, 2), FrameDegradation(round_trip_share=1.0, round_trips=(2,), round_trip_weights=(1,))
-    latents = ClipLatents(source, Wanted(first_frame=twice, vision=True), tmp_path, "vae")
+    latents = ClipLatents(source, LatentSpec(first_frame=twice, vision=True), tmp_path, "vae")
     latents.reserve()
     seen = []
 
