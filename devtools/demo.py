@@ -149,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
     run = BASE / "output" / "longvie" / run_name
-    shutil.copyfile(run / "video.mp4", options.out)
+    (shown,) = result.outputs[progress.loop]["images"]
+    shutil.copyfile(run / shown["filename"], options.out)
     info = probe(options.out)
     made = f"made in {time.monotonic() - started:.0f} s" if progress.steps else f"made before: {run} has all its clips"
     print(

@@ -24,7 +24,8 @@ class LongVieClipLoop(io.ComfyNode):
             display_name="LongVie Clip Loop",
             category="LongVie",
             description="Generates the whole video clip by clip. Each clip is on disk as soon as it is decoded; queueing the "
-            "same run again goes on where it stopped, and renders again only what has changed.",
+            "same run again goes on where it stopped, and renders only what was never rendered: an earlier clip comes back "
+            "when the inputs are set back. No clip and no video is ever overwritten.",
             search_aliases=["long video", "autoregressive", "resume"],
             is_output_node=True,
             inputs=[
@@ -38,7 +39,8 @@ class LongVieClipLoop(io.ComfyNode):
                 io.String.Input(
                     "run_name",
                     default="longvie",
-                    tooltip="Folder under output/longvie that keeps this run. The same name resumes it, a new one starts anew.",
+                    tooltip="Folder under output/longvie that keeps every clip ever rendered under this name, and every video. "
+                    "The same name goes on and finds them all again; a new one starts with none.",
                 ),
                 io.String.Input(
                     "clips",

@@ -99,26 +99,33 @@ class RunFolder:
 
     def finished(self) -> dict[int, list[tuple[int, str]]]:
         """Time and hash of the files of every clip that the manifest calls finished, by clip from 1."""
-        manifest = self.path / "run.json"
-        clips = json.loads(manifest.read_text("utf-8"))["clips"] if manifest.is_file() else []
-        return {clip: [_state(path) for path in self._files(clip)] for clip in range(1, len(clips) + 1)}
+        return {clip: [_state(path) for path in paths] for clip, paths in enumerate(self._files(), 1)}
 
     def content(self) -> str:
         """Hash of all latents, tails, clip videos and decoded frames of the final video, and of what half-written is left."""
         digest = hashlib.sha256()
-        for clip in range(1, CLIPS + 1):
-            video, tensors = self._files(clip)
+        clips = self._files()
+        digest.update(f"{len(clips)} clips".encode())
+        for video, tensors in clips:
             digest.update(video.read_bytes())
             for name, tensor in sorted(load_file(tensors).items()):
                 digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.tobytes())
-        with av.open(str(self.path / "video.mp4")) as container:
+        with av.open(str(self.path / self._manifest()["videos"][-1]["file"]["name"])) as container:
             for frame in container.decode(video=0):
                 digest.update(frame.to_ndarray(format="rgb24").tobytes())
         digest.update(repr(sorted(path.name for path in self.path.rglob("*.part"))).encode())
         return digest.hexdigest()
 
-    def _files(self, clip: int) -> list[Path]:
-        return [self.path / f"clip_{clip:04d}.{ending}" for ending in ("mp4", "safetensors")]
+    def _manifest(self) -> dict:
+        path = self.path / "run.json"
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {"takes": [], "sequence": []}
+
+    def _files(self) -> list[tuple[Path, Path]]:
+        """Video and latents of each clip of the run's sequence."""
+        manifest = self._manifest()
+        takes = {(take["clip"], take["fingerprint"]): take for take in manifest["takes"]}
+        clips = [takes[name] for name in enumerate(manifest["sequence"])]
+        return [(self.path / take["video"]["name"], self.path / take["latents"]["name"]) for take in clips]
 
 
 def _state(path: Path) -> tuple[int, str]:

@@ -35,8 +35,8 @@ A folder such as `ride_horse`: `cond.json`, `depth_00.mp4`, `track_00.mp4`, `dep
 page after copying, choose it in *Control clips*, and look at the two previews: **near must be black**.
 
 ## 3. Queue
-Every clip is on disk as soon as it is done: `output/longvie/<run_name>/clip_0001.mp4`, ... Queueing again goes on after the
-last finished clip. Try one clip first: set *clips* to `1`, then clear it.
+Every clip is on disk as soon as it is done: `output/longvie/<run_name>/clip_0001_....mp4`, ... Queueing again goes on after
+the last finished clip. Try one clip first: set *clips* to `1`, then clear it.
 """,
     "longvie_from_video": """# LongVie 2 from a video
 Depth and point tracks of any driving video, one prompt a clip and one first frame become one long video that moves as the
@@ -56,8 +56,8 @@ Replace the example: one line a clip of 5 seconds; the last line goes on to the 
 
 ## 4. Queue
 Look at the two previews first: in the depth, **near must be black**. Every clip is on disk as soon as it is done:
-`output/longvie/<run_name>/clip_0001.mp4`, ... Queueing again goes on after the last finished clip; depth and tracks are kept,
-too. Try one clip first: set *clips* to `1`, then clear it.
+`output/longvie/<run_name>/clip_0001_....mp4`, ... Queueing again goes on after the last finished clip; depth and tracks are
+kept, too. Try one clip first: set *clips* to `1`, then clear it.
 
 The last clip is filled up and cut again, so that nothing of the video is lost; *tail* = `drop` leaves it out.
 """,

@@ -28,9 +28,9 @@ class Link:
     former: str = ""
 
     @classmethod
-    def to(cls, take: Take, former: str = "") -> Link:
+    def to(cls, take: Take) -> Link:
         """The link that a take is."""
-        return cls(take.fingerprint, take.tail, former)
+        return cls(take.fingerprint, take.tail, take.former)
 
 
 @dataclass(frozen=True)
@@ -58,41 +58,49 @@ class Decision:
         return tuple(clip for clip, take in enumerate(self.takes) if take is None)
 
 
-Read = Callable[[], Manifest]
-"""The manifest as it is now: looking at a file may renew what is known of it."""
+@dataclass(frozen=True)
+class Found:
+    """A take that fits a key.
 
-
-def find(read: Read, clip: int, key: ClipKey, link: Link, damage: Damage) -> tuple[Take | None, Take | None, list[str]]:
-    """The newest take of a clip that fits a key after the take before it.
-
-    Returns:
-        The take as it is there; the same under today's fingerprint; what is wrong with takes that would fit but are damaged.
+    Args:
+        there: as the manifest has it.
+        take: the same under today's fingerprint.
+        damage: why it has to be rendered again all the same, in words; empty where it can be kept.
     """
-    damages: list[str] = []
-    for take in read().of(clip):
-        previous = {link.fingerprint, link.former} - {""} or {""}
-        if not any(key.matches(take.fingerprint, before) for before in previous):
-            continue
-        if UNKNOWN not in (take.start, link.tail) and take.start != link.tail:
-            damages.append("the clip before it is not bit by bit what it was")
-            continue
-        if wrong := damage(take.latents):
-            damages.append(wrong)
-            continue
-        damage(take.video)
-        current = next(other for other in read().of(clip) if other.fingerprint == take.fingerprint)
-        return current, replace(current, fingerprint=key.fingerprint(link.fingerprint), parts=dict(key.parts)), damages
-    return None, None, damages
+
+    there: Take
+    take: Take
+    damage: str = ""
 
 
-def decide(read: Read, keys: Sequence[ClipKey], fixed: int, damage: Damage) -> Decision:
+def find(manifest: Manifest, clip: int, key: ClipKey, link: Link, damage: Damage) -> Found | None:
+    """The newest take of a clip that fits a key after the take before it; a damaged one only where no other fits."""
+    previous = {link.fingerprint, link.former} - {""} or {""}
+    damaged: Found | None = None
+    for there in manifest.of(clip):
+        if not any(key.matches(there.fingerprint, before) for before in previous):
+            continue
+        today = key.fingerprint(link.fingerprint)
+        former = there.former if there.fingerprint == today else there.fingerprint
+        take = replace(there, fingerprint=today, parts=dict(key.parts), former=former)
+        if UNKNOWN not in (there.start, link.tail) and there.start != link.tail:
+            wrong = "the clip before it is not bit by bit what it was"
+        else:
+            wrong = damage(there.latents)
+        if not wrong:
+            return Found(there, take)
+        damaged = damaged or Found(there, take, wrong)
+    return damaged
+
+
+def decide(manifest: Manifest, keys: Sequence[ClipKey], fixed: int, damage: Damage) -> Decision:
     """Look for takes that fit, clip by clip.
 
     A take that has to be rendered again because its latents are lost is expected to come out as it was, so what follows it is
     kept for now; rendering looks again (:func:`longvie_core.run.render.render`).
 
     Args:
-        read: gives the run's manifest.
+        manifest: of the run.
         keys: of all clips that are wanted.
         fixed: this many leading clips are kept even where they were made with other settings.
         damage: says what is wrong with a file.
@@ -102,50 +110,68 @@ def decide(read: Read, keys: Sequence[ClipKey], fixed: int, damage: Damage) -> D
     """
     takes: list[Take | None] = []
     relabelled: list[tuple[Take, Take]] = []
-    notes: list[str] = []
     damaged: dict[int, str] = {}
     changes: dict[int, str] = {}
     again: list[int] = []
+    leading, notes = _fixed(manifest, keys[:fixed], damage)
     link = Link()
     for clip, key in enumerate(keys):
-        before = read().sequence[clip : clip + 1]
-        last = next((take for take in read().of(clip) if (take.fingerprint,) == before), None)
-        take, current, damages = find(read, clip, key, link, damage)
-        if take is None and clip < fixed:
-            current = _fixed(clip, key, last, damage, notes)
-            take = current
-        if take is not None and current is not None:
-            if current.fingerprint != take.fingerprint:
-                relabelled.append((take, current))
-            if last is not None and take.fingerprint != last.fingerprint:
+        last = manifest.wanted(clip)
+        found = leading[clip] if clip < fixed else find(manifest, clip, key, link, damage)
+        if found is not None and found.take.fingerprint != found.there.fingerprint:
+            relabelled.append((found.there, found.take))
+        link = Link(key.fingerprint(link.fingerprint)) if found is None else Link.to(found.take)
+        if found is not None and not found.damage:
+            takes.append(found.take)
+            if last is not None and found.there.id != last.id:
                 again.append(clip)
-            if wrong := damage(take.video):
+            if wrong := damage(found.there.video):
                 notes.append(f"clip {clip + 1}: its video is made again from its latents, since {wrong}")
-            takes.append(current)
-            link = Link.to(current, take.fingerprint if take.fingerprint != current.fingerprint else "")
             continue
         takes.append(None)
-        if damages:
-            damaged[clip] = damages[0]
+        if found is not None:
+            damaged[clip] = found.damage
         elif last is not None:
             groups, members = in_words(key.changed(last.parts))
             changes[clip] = f"{groups or 'an earlier clip'} changed{members}"
-        link = Link(key.fingerprint(link.fingerprint))
     found_again = [f"clips {first + 1} .. {last + 1}: earlier takes are used again" for first, last in _rows(again)]
     pending = [clip for clip, take in enumerate(takes) if take is None]
     reasons = (*notes, *found_again, *_why(pending, damaged, changes))
     return Decision(tuple(takes), reasons, tuple(relabelled))
 
 
-def _fixed(clip: int, key: ClipKey, last: Take | None, damage: Damage, notes: list[str]) -> Take:
-    """The take of a clip that is kept whatever it was made with."""
-    if last is None:
-        raise ValueError(f"clip {clip + 1} is not finished in this run yet: start the range at clip {clip + 1}")
-    if wrong := damage(last.latents):
-        raise ValueError(f"clip {clip + 1} must be kept, but {wrong}: start the range at clip {clip + 1}")
-    groups, members = in_words(key.changed(last.parts))
-    notes.append(f"clip {clip + 1} is kept although it was made with another {groups or 'earlier clip'}{members}")
-    return last
+def _fixed(manifest: Manifest, keys: Sequence[ClipKey], damage: Damage) -> tuple[list[Found], list[str]]:
+    """Takes of clips that are kept whatever they were made with, and in words where that is not what is wanted.
+
+    They are those that fit, if all of them do; or else those of the run's sequence, with what fits after them. Never some of
+    these and some of those: each has to start where the one before it ends.
+    """
+    fitting: list[Found] = []
+    link = Link()
+    for clip, key in enumerate(keys):
+        found = find(manifest, clip, key, link, damage)
+        if found is None or found.damage:
+            break
+        fitting.append(found)
+        link = Link.to(found.take)
+    else:
+        return fitting, []
+    kept: list[Found] = []
+    notes: list[str] = []
+    link = Link()
+    for clip, key in enumerate(keys):
+        found, last = find(manifest, clip, key, link, damage), manifest.wanted(clip)
+        if last is not None and (found is None or found.there.id != last.id):
+            found = Found(last, last, damage(last.latents))
+            groups, members = in_words(key.changed(last.parts))
+            notes.append(f"clip {clip + 1} is kept although it was made with another {groups or 'earlier clip'}{members}")
+        if found is None:
+            raise ValueError(f"clip {clip + 1} is not finished in this run yet: start the range at clip {clip + 1}")
+        if found.damage:
+            raise ValueError(f"clip {clip + 1} must be kept, but {found.damage}: start the range at clip {clip + 1}")
+        kept.append(found)
+        link = Link.to(found.take)
+    return kept, notes
 
 
 def _why(pending: Sequence[int], damages: Mapping[int, str], changes: Mapping[int, str]) -> Iterator[str]:

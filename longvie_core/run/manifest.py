@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from pathlib import PureWindowsPath
 from typing import Any
 
 from ..disk.fingerprints import text_sha256
@@ -17,6 +19,15 @@ MANIFEST_COPY = "run.copy.json"
 MANIFEST_VERSION = 2
 UNKNOWN = ""
 """Version 1 did not write down what a clip started from."""
+
+MAX_FILE_NAME = 255
+"""Bytes of a file's name that every file system takes."""
+
+TOO_LARGE = 1 << 80
+"""No size, time or seed is so large; sums and quotients of larger numbers may fail."""
+
+TakeId = tuple[int, str]
+"""A clip's number and the fingerprint of one of its takes."""
 
 
 class ManifestVersionError(ValueError):
@@ -57,6 +68,7 @@ class Take:
         seed: of the noise, with the clip's own offset; ``None`` in version 1.
         prompt: the positive text.
         pinned: whether :mod:`longvie_core.run.__main__` was told to keep it whatever happens.
+        former: fingerprint under which an earlier version wrote it, and what follows on it; empty where that is today's.
     """
 
     clip: int
@@ -72,6 +84,12 @@ class Take:
     seed: int | None = None
     prompt: str = ""
     pinned: bool = False
+    former: str = ""
+
+    @property
+    def id(self) -> TakeId:
+        """What names it among the takes of a run."""
+        return self.clip, self.fingerprint
 
     @property
     def size(self) -> int:
@@ -110,24 +128,53 @@ class Manifest:
     videos: tuple[Video, ...] = ()
     fps: str = ""
 
-    def of(self, clip: int) -> list[Take]:
+    @cached_property
+    def by_id(self) -> Mapping[TakeId, Take]:
+        """All takes by what names them."""
+        return {take.id: take for take in self.takes}
+
+    @cached_property
+    def _by_clip(self) -> Mapping[int, list[Take]]:
+        clips: dict[int, list[Take]] = {}
+        for take in reversed(self.takes):
+            clips.setdefault(take.clip, []).append(take)
+        return clips
+
+    def of(self, clip: int) -> Sequence[Take]:
         """Takes of a clip, newest first."""
-        return [take for take in reversed(self.takes) if take.clip == clip]
+        return self._by_clip.get(clip, ())
+
+    def wanted(self, clip: int) -> Take | None:
+        """The take of a clip that the sequence names."""
+        return self.by_id[clip, self.sequence[clip]] if clip < len(self.sequence) else None
 
     @property
     def clips(self) -> tuple[Take, ...]:
         """The takes of the sequence."""
-        known = {(take.clip, take.fingerprint): take for take in self.takes}
-        return tuple(known[clip, fingerprint] for clip, fingerprint in enumerate(self.sequence))
+        return tuple(self.by_id[name] for name in enumerate(self.sequence))
 
     def with_take(self, take: Take) -> Manifest:
         """With one more take, in place of one of the same clip and fingerprint."""
-        others = (other for other in self.takes if (other.clip, other.fingerprint) != (take.clip, take.fingerprint))
-        return replace(self, takes=(*others, take))
+        return replace(self, takes=(*(other for other in self.takes if other.id != take.id), take))
+
+    def with_files(self, known: Mapping[StoredFile, StoredFile]) -> Manifest:
+        """With other sizes and times of files that have turned out to be as they were written."""
+
+        def now(file: StoredFile) -> StoredFile:
+            return known.get(file, file)
+
+        takes = (replace(take, latents=now(take.latents), video=now(take.video)) for take in self.takes)
+        videos = (replace(video, file=now(video.file)) for video in self.videos)
+        return replace(self, takes=tuple(takes), videos=tuple(videos))
 
     def to_json(self) -> str:
-        data = {"version": MANIFEST_VERSION, **asdict(self)}
-        return json.dumps({**data, "sha256": _content_sha256(data)}, indent=1, ensure_ascii=False)
+        """As JSON, a take a line."""
+        head: dict[str, Any] = {"version": MANIFEST_VERSION, "fps": self.fps, "sequence": list(self.sequence)}
+        head["videos"] = [{**vars(video), "file": vars(video.file)} for video in self.videos]
+        takes = [{**vars(take), "latents": vars(take.latents), "video": vars(take.video)} for take in self.takes]
+        head["sha256"] = _content_sha256({**head, "takes": takes})
+        lines = ",\n".join(map(json.dumps, takes))
+        return f'{json.dumps(head)[:-1]},\n"takes": [\n{lines}\n]}}'
 
     @classmethod
     def from_json(cls, text: str, name: str = MANIFEST) -> Manifest:
@@ -168,7 +215,9 @@ def _from_version_2(data: Mapping[str, Any]) -> Manifest:
         tuple(_video(entry) for entry in data["videos"]),
         _rate(data["fps"]) if takes else "",
     )
-    if len(manifest.clips) != len(data["sequence"]):
+    if len(manifest.by_id) != len(takes):
+        raise ValueError("it has a take twice")
+    if any(name not in manifest.by_id for name in enumerate(manifest.sequence)):
         raise ValueError("its sequence names takes that it does not have")
     return manifest
 
@@ -176,7 +225,10 @@ def _from_version_2(data: Mapping[str, Any]) -> Manifest:
 def _from_version_1(data: Mapping[str, Any]) -> Manifest:
     takes = tuple(_take_of_version_1(clip, entry) for clip, entry in enumerate(data["clips"]))
     sequence = tuple(take.fingerprint for take in takes)
-    return Manifest(takes, sequence, (), _rate(data["fps"]) if takes else "")
+    # It had one video, which may be of the first clips only: it counts as one of all, so that none of them is pruned.
+    video = dict(data["video"])
+    videos = (_video({"file": {"name": "video.mp4", "sha256": UNKNOWN, **video}, "takes": sequence, **video}),) if video else ()
+    return Manifest(takes, sequence, videos, _rate(data["fps"]) if takes else "")
 
 
 def _take_of_version_1(clip: int, entry: Mapping[str, Any]) -> Take:
@@ -185,7 +237,7 @@ def _take_of_version_1(clip: int, entry: Mapping[str, Any]) -> Take:
         clip=clip,
         fingerprint=_text(entry["fingerprint"]),
         parts={_text(key): _text(value) for key, value in entry["parts"].items()},
-        frames=_count(entry["frames"]),
+        frames=_whole(entry["frames"], at_least=1),
         latents=StoredFile(f"{name}.safetensors", _text(entry["latents_sha256"])),
         video=StoredFile(f"{name}.mp4", _text(entry["video_sha256"])),
         seconds=_seconds(entry["seconds"]),
@@ -193,23 +245,21 @@ def _take_of_version_1(clip: int, entry: Mapping[str, Any]) -> Take:
 
 
 def _take(entry: Mapping[str, Any]) -> Take:
-    seed = entry["seed"]
-    if seed is not None and not isinstance(seed, int):
-        raise TypeError(f"seed {seed!r} is no whole number")
     return Take(
-        clip=_count(entry["clip"] + 1) - 1,
+        clip=_whole(entry["clip"], at_least=0),
         fingerprint=_text(entry["fingerprint"]),
         parts={_text(key): _text(value) for key, value in entry["parts"].items()},
-        frames=_count(entry["frames"]),
+        frames=_whole(entry["frames"], at_least=1),
         latents=_file(entry["latents"]),
         video=_file(entry["video"]),
         seconds=_seconds(entry["seconds"]),
         start=_text(entry["start"]),
         tail=_text(entry["tail"]),
         created=_text(entry["created"]),
-        seed=seed,
+        seed=None if entry["seed"] is None else _whole(entry["seed"]),
         prompt=_text(entry["prompt"]),
-        pinned=bool(entry["pinned"]),
+        pinned=_truth(entry["pinned"]),
+        former=_text(entry["former"]),
     )
 
 
@@ -219,9 +269,9 @@ def _video(entry: Mapping[str, Any]) -> Video:
 
 def _file(entry: Mapping[str, Any]) -> StoredFile:
     name = _text(entry["name"])
-    if not name or "/" in name or "\\" in name or name in (".", ".."):
+    if PureWindowsPath(name).name != name or name in ("", "..") or not name.isprintable() or len(name.encode()) > MAX_FILE_NAME:
         raise ValueError(f"{name!r} is no file of the run's folder")
-    return StoredFile(name, _text(entry["sha256"]), int(entry["size"]), int(entry["mtime_ns"]))
+    return StoredFile(name, _text(entry["sha256"]), _whole(entry["size"]), _whole(entry["mtime_ns"]))
 
 
 def _content_sha256(data: Mapping[str, object]) -> str:
@@ -243,9 +293,19 @@ def _text(value: object) -> str:
     return value
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise TypeError(f"{value!r} is no number of frames")
+def _whole(value: object, at_least: int | None = None) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no whole number")
+    if abs(value) >= TOO_LARGE:
+        raise ValueError(f"a number of {value.bit_length()} bits is too large")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{value} is less than {at_least}")
+    return value
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
     return value
 
 

@@ -292,7 +292,7 @@ class _Session:
     def written(self, takes: Sequence[Take]) -> list[Take]:
         """Takes with their files, when everything is on disk."""
         self._writer.drain()
-        return [self.run.take(take.clip, take.fingerprint) for take in takes]
+        return [self.run.manifest.by_id[take.id] for take in takes]
 
     def with_video(self, take: Take, before: Sequence[Take]) -> Take:
         """A kept take; if its video is lost, it is decoded again from its latents."""

@@ -40,7 +40,17 @@ from .colour_anchor import AnchorSettings, latent_statistics, pixel_statistics
 from .decide import Decision, Link, decide
 from .keys import ClipKey
 from .loop import Carry, ClipResult
-from .manifest import MANIFEST, MANIFEST_COPY, Manifest, ManifestVersionError, StoredFile, Take, Video, clip_name
+from .manifest import (
+    MANIFEST,
+    MANIFEST_COPY,
+    Manifest,
+    ManifestVersionError,
+    StoredFile,
+    Take,
+    TakeId,
+    Video,
+    clip_name,
+)
 from .writer import Hurried
 
 LOCK = "run.lock"
@@ -76,15 +86,15 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()  # a run in "." has a name, too
         self.notes: list[str] = []
         self.manifest = Manifest()
         self._wanted = 0
-        self._kept: set[tuple[int, str]] = set()
-        self._known: set[tuple[int, str]] = set()
-        self._renewed = False
+        self._kept: set[TakeId] = set()
+        self._known: set[TakeId] = set()
+        self._touched: dict[StoredFile, StoredFile] = {}
         with self._errors_by_name():
-            make_folder(folder)
+            make_folder(self.folder)
             self.manifest, _ = self._read()
 
     @contextmanager
@@ -126,25 +136,26 @@ class Run:
         Raises:
             ValueError: one of the fixed clips is missing or damaged.
         """
-        decision = decide(lambda: self.manifest, keys, fixed, self.damage)
+        decision = decide(self.manifest, keys, fixed, self.damage)
         self._wanted = len(keys)
-        self._known = {(take.clip, take.fingerprint) for take in self.manifest.takes}
-        self._kept = {(take.clip, take.fingerprint) for take in decision.takes if take is not None}
+        self._known = set(self.manifest.by_id)
+        self._kept = {take.id for take in decision.takes if take is not None}
         return decision
 
     def adopt(self, decision: Decision) -> None:
         """Write down what was learnt by deciding: today's fingerprints of older takes, and files that were only touched."""
+        today = {there.id: take for there, take in decision.relabelled}
+        replaced = {take.id for take in today.values()}
+
+        def relabelled(fingerprints: Sequence[str]) -> tuple[str, ...]:
+            names = enumerate(fingerprints)
+            return tuple(today[name].fingerprint if name in today else name[1] for name in names)
+
         manifest = self.manifest
-        for old, new in decision.relabelled:
-            takes = tuple(
-                new if (take.clip, take.fingerprint) == (old.clip, old.fingerprint) else take for take in manifest.takes
-            )
-            sequence = tuple(
-                new.fingerprint if (clip, fingerprint) == (old.clip, old.fingerprint) else fingerprint
-                for clip, fingerprint in enumerate(manifest.sequence)
-            )
-            manifest = replace(manifest, takes=takes, sequence=sequence)
-        if decision.relabelled or self._renewed:
+        takes = (today.get(take.id, take) for take in manifest.takes if take.id not in replaced)
+        videos = (replace(video, takes=relabelled(video.takes)) for video in manifest.videos)
+        manifest = replace(manifest, takes=tuple(takes), sequence=relabelled(manifest.sequence), videos=tuple(videos))
+        if today or self._touched:
             self._write(manifest)
 
     def damage(self, file: StoredFile, full: bool = False) -> str:
@@ -157,25 +168,14 @@ class Run:
             status = path.stat()
         except OSError:
             return f"{file.name} is missing"
-        as_written = (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
-        if as_written and not full:
+        now = replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns)
+        if not full and now in (file, self._touched.get(file)):
             return ""
-        if file_sha256(path) != file.sha256:
+        if not path.is_file() or file_sha256(path) != file.sha256:
             return f"{file.name} was changed or cut off since it was written"
-        if not as_written:
-            self._touched(file, status)
+        if now != file:
+            self._touched[file] = now
         return ""
-
-    def _touched(self, file: StoredFile, status: os.stat_result) -> None:
-        """Remember in memory that a file whose size or time had changed is as it was; the next write keeps it."""
-        fresh = replace(file, size=status.st_size, mtime_ns=status.st_mtime_ns)
-
-        def renewed(known: StoredFile) -> StoredFile:
-            return fresh if known == file else known
-
-        takes = (replace(take, latents=renewed(take.latents), video=renewed(take.video)) for take in self.manifest.takes)
-        self.manifest = replace(self.manifest, takes=tuple(takes))
-        self._renewed = True
 
     def carry(self, take: Take, plan: ClipPlan, first: Take | None = None, anchor: AnchorSettings | None = None) -> Carry:
         """What the clip after a take needs of the video so far, read back from disk: its tail, and what is anchored to.
@@ -237,19 +237,15 @@ class Run:
             raise ValueError(f"{path.name} has no pictures under {name!r}: render clip {take.clip + 1} again")
         return pictures.numpy()
 
-    def take(self, clip: int, fingerprint: str) -> Take:
-        """A take that is there, by its clip and fingerprint."""
-        return next(take for take in self.manifest.of(clip) if take.fingerprint == fingerprint)
-
     def state(self) -> str:
-        """Text that changes when the manifest or its newest video does."""
-        paths = [self.folder / MANIFEST, *(self.path(video.file) for video in self.manifest.videos[-1:])]
+        """Text that changes when the manifest or one of its videos does."""
+        paths = [self.folder / MANIFEST, *(self.path(video.file) for video in self.manifest.videos)]
         return json.dumps([_stamp(path) if path.is_file() else None for path in paths])
 
     def occupied(self) -> str:
-        """How many takes there are and what they occupy, in words; empty where every clip has one."""
-        takes = self.manifest.takes
-        spare = [take for take in takes if not self.is_used(take)]
+        """How many takes there are and what they occupy, in words; empty where every one is used."""
+        takes, uses = self.manifest.takes, self.uses()
+        spare = [take for take in takes if take.id not in uses]
         if not spare:
             return ""
         sizes = [sum(take.size for take in group) / (1 << 20) for group in (takes, spare)]
@@ -259,12 +255,19 @@ class Run:
             f"({sizes[1]:.1f} MiB): python -m longvie_core.run shows and prunes them"
         )
 
-    def is_used(self, take: Take) -> bool:
-        """Whether a take is in the sequence, in a video that is there, or pinned."""
-        if take.pinned or self.manifest.sequence[take.clip : take.clip + 1] == (take.fingerprint,):
-            return True
-        videos = (video for video in self.manifest.videos if self.path(video.file).is_file())
-        return any(video.takes[take.clip : take.clip + 1] == (take.fingerprint,) for video in videos)
+    def uses(self) -> dict[TakeId, list[str]]:
+        """What needs each take that is needed: the run's sequence, videos that are there by name, and whether it is pinned."""
+        used: dict[TakeId, list[str]] = {}
+        for name in enumerate(self.manifest.sequence):
+            used.setdefault(name, []).append("sequence")
+        for video in self.manifest.videos:
+            if self.path(video.file).is_file():
+                for name in enumerate(video.takes):
+                    used.setdefault(name, []).append(video.file.name)
+        for take in self.manifest.takes:
+            if take.pinned:
+                used.setdefault(take.id, []).append("pinned")
+        return used
 
     def estimate(self, plan: ClipPlan, pending: int, joined: Sequence[Take] = (), texts: int = 0) -> int:
         """Bytes of disk that rendering takes at most.
@@ -381,22 +384,37 @@ class Run:
         if kept.stop < plan.frames:
             tensors["last"] = torch.from_numpy(result.frames[kept.stop - 1].copy())
         data = save(tensors)
-        self._set_aside(self.folder / name)
-        write_atomically(self.folder / name, lambda part: part.write_bytes(data))
+        with self._in_place_of(self.folder / name):
+            write_atomically(self.folder / name, lambda part: part.write_bytes(data))
         return _stored(self.folder / name, hashlib.sha256(data).hexdigest())
 
     def _write_frames(self, name: str, plan: ClipPlan, clip: int, frames: np.ndarray) -> StoredFile:
         kept = plan.kept_frames(clip)
-        self._set_aside(self.folder / name)
-        with VideoWriter(self.folder / name, plan.width, plan.height, plan.fps) as writer:
+        with (
+            self._in_place_of(self.folder / name),
+            VideoWriter(self.folder / name, plan.width, plan.height, plan.fps) as writer,
+        ):
             for frame in frames[kept.start : kept.stop]:
                 writer.write(frame)
         return _stored(self.folder / name, file_sha256(self.folder / name))
 
-    def _set_aside(self, path: Path) -> None:
-        """Keep what lies under the name of a file that is to be written: it was damaged or changed, but it is somebody's."""
-        if path.exists():
-            path.replace(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
+    @contextmanager
+    def _in_place_of(self, path: Path) -> Iterator[None]:
+        """Set aside what lies under the name of a file that a ``with`` block writes: damaged or changed, it is somebody's.
+
+        Where it turns out to hold the same bytes, as after a kill, it is not kept. A link is replaced.
+        """
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+        kept = path.exists() and not path.is_symlink()
+        if kept:
+            path.replace(aside)
+        try:
+            yield
+        finally:
+            if kept and not path.exists():
+                aside.replace(path)
+        if kept and aside.is_file() and file_sha256(aside) == file_sha256(path):
+            aside.unlink()
 
     def assemble(
         self, takes: Sequence[Take], fps: Fraction, metadata: Mapping[str, str] | None = None, audio: Path | None = None
@@ -417,12 +435,11 @@ class Run:
         sound = None if audio is None else file_sha256(audio)
         made_from = text_sha256(json.dumps([[take.video.sha256 for take in takes], str(fps), sound]))
         for video in reversed(self.manifest.videos):
-            path = self.path(video.file)
-            if video.made_from == made_from and path.is_file() and _stored(path, video.file.sha256) == video.file:
-                return path
+            if video.made_from == made_from and not self.damage(video.file):
+                return self.path(video.file)
         path = self.folder / self._next_video_name()
         concat([self.path(take.video) for take in takes], path, fps=fps, audio_from=audio, metadata=metadata)
-        video = Video(_stored(path, made_from), made_from, tuple(take.fingerprint for take in takes))
+        video = Video(_stored(path, file_sha256(path)), made_from, tuple(take.fingerprint for take in takes))
         self._write(replace(self.manifest, videos=(*self.manifest.videos, video), fps=str(fps)))
         return path
 
@@ -434,18 +451,20 @@ class Run:
 
     def remove(self, takes: Sequence[Take]) -> None:
         """Delete takes for good: out of the manifest first, so that no crash leaves it promising what is gone."""
-        gone = {(take.clip, take.fingerprint) for take in takes}
+        gone = {take.id for take in takes}
         manifest = self.manifest
         sequence = list(manifest.sequence)
         for clip, fingerprint in enumerate(sequence):
             if (clip, fingerprint) in gone:
                 del sequence[clip:]
                 break
-        left = tuple(take for take in manifest.takes if (take.clip, take.fingerprint) not in gone)
+        left = tuple(take for take in manifest.takes if take.id not in gone)
         self._write(replace(manifest, takes=left, sequence=tuple(sequence)))
+        needed = {file.name for take in left for file in (take.latents, take.video)}
         for take in takes:
             for file in (take.latents, take.video):
-                self.path(file).unlink(missing_ok=True)
+                if file.name not in needed:
+                    self.path(file).unlink(missing_ok=True)
 
     def pin(self, take: Take, pinned: bool = True) -> None:
         """Keep a take whatever is pruned, or no longer."""
@@ -484,6 +503,8 @@ class Run:
             self._write(self.manifest)
 
     def _write(self, manifest: Manifest) -> None:
+        if self._touched:  # their bytes were found to be as written
+            manifest = manifest.with_files(self._touched)
         text = manifest.to_json()
         for name in (MANIFEST, MANIFEST_COPY):
             write_atomically(self.folder / name, lambda part: part.write_text(text, encoding="utf-8"))
@@ -505,7 +526,7 @@ class Run:
         """How many of the wanted clips are finished: those that were kept, and those that were rendered since."""
         if not self._wanted:
             return str(len({take.clip for take in self.manifest.takes}))
-        fresh = {(take.clip, take.fingerprint) for take in self.manifest.takes} - self._known
+        fresh = set(self.manifest.by_id) - self._known
         return f"{len({clip for clip, _ in self._kept | fresh})} of {self._wanted}"
 
     @contextmanager

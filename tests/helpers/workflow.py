@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import urllib.parse
 import urllib.request
@@ -233,16 +234,35 @@ class RunFolder:
         return RunFolder(Path(shutil.copytree(self.path, self.path.parent / run_name)))
 
     @property
-    def video(self) -> Path:
-        return self.path / "video.mp4"
-
-    @property
     def manifest(self) -> dict[str, Any]:
         return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
+    @property
+    def sequence(self) -> list[dict[str, Any]]:
+        """The takes that the last queue asked for, clip by clip."""
+        manifest = self.manifest
+        takes = {(take["clip"], take["fingerprint"]): take for take in manifest["takes"]}
+        return [takes[name] for name in enumerate(manifest["sequence"])]
+
+    @property
+    def videos(self) -> list[Path]:
+        """All videos that were joined, the newest last."""
+        return [self.path / video["file"]["name"] for video in self.manifest["videos"]]
+
+    @property
+    def video(self) -> Path:
+        """The video that was joined last."""
+        return self.videos[-1]
+
+    def video_of(self, text: str) -> Path:
+        """The video that a report names."""
+        (name,) = re.findall(r" frames in (.+?\.mp4)", text)
+        return self.path / name
+
     def clip_files(self, *clips: int) -> list[Path]:
-        """Video and latents of clips, counted from 1."""
-        return [self.path / f"clip_{clip:04d}.{ending}" for clip in clips for ending in ("mp4", "safetensors")]
+        """Video and latents of clips of the sequence, counted from 1."""
+        takes = self.sequence
+        return [self.path / takes[clip - 1][kind]["name"] for clip in clips for kind in ("video", "latents")]
 
     def state(self, *clips: int) -> list[tuple[str, int, str]]:
         """Name, time and hash of the clips' files: equal only while nobody has written them anew."""
@@ -251,7 +271,7 @@ class RunFolder:
 
     def tensors(self, clip: int) -> dict[str, np.ndarray]:
         """What a clip's safetensors file holds, clips counted from 1."""
-        return load_file(self.path / f"clip_{clip:04d}.safetensors")
+        return load_file(self.clip_files(clip)[1])
 
 
 def assert_same_clip(ours: RunFolder, theirs: RunFolder, clip: int) -> None:

@@ -126,7 +126,7 @@ def test_a_lost_video_is_joined_again_without_rendering(tiny_host: Host, rendere
     result = run(tiny_host, assemble(finished.path.name))
     np.testing.assert_array_equal(decode(finished.video), decode(rendered.video))
     assert finished.state(*EVERY_CLIP) == before and not result.messages("progress")
-    assert f"{CLIPS} clips, {stitched(CLIPS)} frames in video.mp4" in words(result)
+    assert f"{CLIPS} clips, {stitched(CLIPS)} frames in {finished.video.name}" in words(result)
     (saved,) = result.outputs["assemble"]["images"]
     assert view(tiny_host, saved) == ("video/mp4", finished.video.read_bytes())
 
@@ -140,6 +140,7 @@ def test_the_finished_clips_of_a_run_that_was_stopped_are_joined(tiny_host: Host
 
 
 def test_metadata_is_what_the_host_stores(tiny_host: Host, finished: RunFolder) -> None:
+    finished.video.unlink()
     prompt = assemble(finished.path.name)
     run(tiny_host, prompt)
     with av.open(str(finished.video)) as container:
@@ -159,19 +160,20 @@ def test_a_second_time_nothing_is_written(tiny_host: Host, finished: RunFolder) 
 
 
 def test_a_damaged_clip_is_left_out_and_named(tiny_host: Host, finished: RunFolder) -> None:
-    clip = finished.path / "clip_0003.mp4"
+    clip = finished.clip_files(3)[0]
     clip.write_bytes(clip.read_bytes()[:-100])
     text = words(run(tiny_host, assemble(finished.path.name)))
-    assert "clips 3 .. 3 are left out: clip_0003.mp4 was changed or cut off" in text and "2 clips" in text
+    assert f"clips 3 .. 3 are left out: {clip.name} was changed or cut off" in text and "2 clips" in text
     assert len(decode(finished.video)) == stitched(2)
 
 
 def test_what_cannot_be_assembled_is_refused_by_name(tiny_host: Host, finished: RunFolder) -> None:
-    (finished.path / "clip_0001.mp4").unlink()
+    clip = finished.clip_files(1)[0]
+    clip.unlink()
     before = clips_on_disk(tiny_host)
     for name, text in (
         ("never rendered", "there is no run 'never rendered'"),
-        (finished.path.name, "clip_0001.mp4 is missing"),
+        (finished.path.name, f"{clip.name} is missing"),
     ):
         result = tiny_host.run(assemble(name), timeout=60)
         assert result.status == "error" and result.error.exception_type.endswith("ValueError")
@@ -237,8 +239,9 @@ def test_a_silent_driving_video_is_no_error(tiny_host: Host, finished: RunFolder
     if trimmed:
         cut = {"start_time": 1.0, "duration": 1.0, "strict_duration": False}
         add(prompt, "trimmed", "Video Slice", video=["film", 0], **cut)
-    assert "the driving video has no sound: the video is silent" in words(run(tiny_host, prompt))
-    assert halves(finished.video) == []
+    text = words(run(tiny_host, prompt))
+    assert "the driving video has no sound: the video is silent" in text
+    assert halves(finished.video_of(text)) == []
 
 
 def test_the_loop_keeps_the_sound_and_renders_nothing_for_another(
@@ -252,7 +255,9 @@ def test_the_loop_keeps_the_sound_and_renders_nothing_for_another(
     prompt["film"]["inputs"]["file"] = films["mute"]
     result = run(tiny_host, prompt)
     assert rendered_clips(prompt, result) == 0 and "no sound" in report(result)
-    assert halves(finished.video) == [] and len(decode(finished.video)) == stitched(CLIPS)
+    silent = finished.video_of(report(result))
+    assert halves(silent) == [] and len(decode(silent)) == stitched(CLIPS)
+    assert halves(finished.video) == [0, 1, 2], "the one with sound is still there"
     set_inputs(prompt, "LongVieClipLoop", clips="1", driving_video=add(prompt, "film", "LoadVideo", file=films["loud"]))
     run(tiny_host, prompt)
     assert halves(finished.video, FRAMES / FPS) == [0]

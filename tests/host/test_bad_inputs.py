@@ -738,7 +738,8 @@ def test_a_kept_clip_that_is_damaged(tiny_host: Host) -> None:
     name = "damaged and kept"
     prompt = tiny_workflow(name, Sigmas={"steps": 1}, ClipLoop={"clips": "1"})
     assert "clip 1 of 3 rendered" in report(run(tiny_host, prompt))
-    RunFolder.of(tiny_host, name).clip_files(1)[0].write_bytes(b"")
+    latents = RunFolder.of(tiny_host, name).clip_files(1)[1]
+    latents.write_bytes(b"")
     result = tiny_host.run(tiny_workflow(name, Sigmas={"steps": 1}, ClipLoop={"clips": "2"}), timeout=120)
     assert (result.status, result.messages("progress")) == ("error", [])
-    assert_says(result.error.exception_message, "clip 1 must be kept", "clip_0001.mp4", "start the range at clip 1")
+    assert_says(result.error.exception_message, "clip 1 must be kept", latents.name, "start the range at clip 1")

@@ -29,6 +29,7 @@ from tests.helpers.places import ROOT
 from tests.helpers.real_videos import real_video
 from tests.helpers.workflow import (
     Prompt,
+    RunFolder,
     add,
     decode,
     node_id,
@@ -191,7 +192,7 @@ def test_the_video_gives_the_first_frame_without_being_loaded_whole(
 
 
 def test_a_video_of_the_same_length_comes_out(tiny_host: Host, without_weights: RunResult) -> None:
-    info = probe(tiny_host.base / "output" / "longvie" / "full_parallax" / "video.mp4")
+    info = probe(RunFolder.of(tiny_host, "full_parallax").video)
     assert (info.frames, info.width, info.height, info.fps) == (LENGTH, SCENE_SIZE.width, SCENE_SIZE.height, 16)
     assert f"{LENGTH} frames" in shown(without_weights, "depth report")
 
@@ -239,7 +240,7 @@ def test_a_real_video_from_end_to_end(tiny_host: Host, tmp_path: Path) -> None:
     result = run(tiny_host, prompt)
     assert "250 frames at 25 fps become 160 at 16 fps" in shown(result, "depth report")
     assert rendered_clips(prompt, result) == 10, report(result)
-    video = decode(tiny_host.base / "output" / "longvie" / "full_bikes" / "video.mp4")
+    video = decode(RunFolder.of(tiny_host, "full_bikes").video)
     assert video.shape == (160, REAL_SIZE.height, REAL_SIZE.width, 3)
     dense, sparse = (controls(tiny_host, result, kind, 10) for kind in ("dense", "sparse"))
     for clip in range(9):

@@ -94,7 +94,7 @@ def test_the_video_has_every_frame_once(reference: Reference) -> None:
     video = decode(reference.folder.video)
     assert len(video) == stitched(CLIPS) == 25
     assert stream_info(reference.folder.video) == (WIDTH, HEIGHT, Fraction(16))
-    clips = [decode(reference.folder.path / f"clip_{clip:04d}.mp4") for clip in EVERY_CLIP]
+    clips = [decode(reference.folder.clip_files(clip)[0]) for clip in EVERY_CLIP]
     assert [len(clip) for clip in clips] == [FRAMES, FRAMES - 1, FRAMES - 1]
     np.testing.assert_array_equal(video, np.concatenate(clips))
 
@@ -104,22 +104,23 @@ def test_a_clip_file_shows_what_was_decoded_less_the_frame_of_the_clip_before(re
     for clip in EVERY_CLIP:
         tail = reference.folder.tensors(clip)["tail"].astype(float)
         assert tail.shape == (FRAMES, HEIGHT, WIDTH, 3)
-        coded = decode(reference.folder.path / f"clip_{clip:04d}.mp4").astype(float)
+        coded = decode(reference.folder.clip_files(clip)[0]).astype(float)
         distance = np.abs(coded[:, None] - tail[None]).mean(axis=(2, 3, 4))
         assert distance.argmin(axis=1).tolist() == list(range(FRAMES - len(coded), FRAMES))
 
 
 def test_the_run_folder_holds_video_latents_and_manifest_and_nothing_half_written(reference: Reference) -> None:
-    clips = {f"clip_{clip:04d}.{ending}" for clip in EVERY_CLIP for ending in ("mp4", "safetensors")}
+    prints = [take["fingerprint"][:12] for take in reference.folder.sequence]
+    clips = {f"clip_{clip:04d}_{prints[clip - 1]}.{ending}" for clip in EVERY_CLIP for ending in ("mp4", "safetensors")}
     names = {path.name for path in reference.folder.path.iterdir()}
-    assert {"video.mp4", "run.json", *clips} <= names
+    assert {f"{REFERENCE}_00001_.mp4", "run.json", *clips} <= names
     assert not [name for name in names if name.endswith(".part")]
     for clip in EVERY_CLIP:
         tensors = reference.folder.tensors(clip)
         assert tensors.keys() == {"latent", "tail"} | ({"colours"} if clip == 1 else set())
         assert (tensors["latent"].shape, tensors["latent"].dtype) == ((1, 16, 3, HEIGHT // 8, WIDTH // 8), np.float32)
         assert np.isfinite(tensors["latent"]).all() and tensors["latent"].std() > 0
-    assert [clip["frames"] for clip in reference.folder.manifest["clips"]] == [FRAMES, FRAMES - 1, FRAMES - 1]
+    assert [take["frames"] for take in reference.folder.manifest["takes"]] == [FRAMES, FRAMES - 1, FRAMES - 1]
 
 
 def test_progress_runs_over_all_clips_with_previews_of_the_running_one(reference: Reference) -> None:
@@ -138,7 +139,7 @@ def test_progress_runs_over_all_clips_with_previews_of_the_running_one(reference
 def test_the_loop_shows_its_video_and_the_host_serves_it(reference: Reference) -> None:
     output = reference.result.outputs[node_id(reference.prompt, "LongVieClipLoop")]
     (saved,) = output["images"]
-    assert saved == {"filename": "video.mp4", "subfolder": f"longvie/{REFERENCE}", "type": "output"}
+    assert saved == {"filename": f"{REFERENCE}_00001_.mp4", "subfolder": f"longvie/{REFERENCE}", "type": "output"}
     assert output["animated"] == [True]  # what makes the page show a player in place of a picture
     assert view(reference.host, saved) == ("video/mp4", reference.folder.video.read_bytes())
 
@@ -155,7 +156,7 @@ def test_the_loop_gives_video_last_frame_and_report(reference: Reference) -> Non
     last = pictures(reference.host, reference.result, "last")
     np.testing.assert_array_equal(last[0], reference.folder.tensors(CLIPS)["tail"][-1])
     text = report(reference.result)
-    assert "kept 0 of 3 clips" in text and "25 frames in video.mp4" in text
+    assert "kept 0 of 3 clips" in text and f"25 frames in {REFERENCE}_00001_.mp4" in text
     assert [line.partition(" rendered in ")[0] for line in text.splitlines() if " rendered in " in line] == [
         "clip 1 of 3",
         "clip 2 of 3",
@@ -192,9 +193,9 @@ def first_step_of_clip_2(prompt: Prompt, act: Callable[[dict], None]) -> Callabl
 
 
 def assert_only_clip_1_is_there(folder: RunFolder) -> None:
-    assert [path for path in folder.clip_files(*EVERY_CLIP) if path.exists()] == folder.clip_files(1)
-    assert len(folder.manifest["clips"]) == 1
-    assert not folder.video.exists()
+    assert sorted(folder.path.glob("clip_*")) == sorted(folder.clip_files(1))
+    assert len(folder.manifest["takes"]) == len(folder.manifest["sequence"]) == 1
+    assert not folder.videos and set(folder.path.glob("*.mp4")) <= set(folder.clip_files(1))
 
 
 def assert_resumes_to(reference: Reference, host: Host, prompt: Prompt) -> None:
@@ -252,10 +253,10 @@ def test_an_unchanged_run_is_answered_from_the_hosts_cache(reference: Reference,
     prompt = tiny_workflow(finished.path.name)
     for _ in range(2):
         run(reference.host, prompt)
-    video = finished.video.stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in finished.path.glob("*.mp4")}
     result = run(reference.host, prompt)
     assert node_id(prompt, "LongVieClipLoop") in result.messages("execution_cached")[0]["nodes"]
-    assert finished.video.stat().st_mtime_ns == video
+    assert {path: path.stat().st_mtime_ns for path in finished.path.glob("*.mp4")} == before
 
 
 @pytest.mark.parametrize("linked_name", [False, True])
@@ -394,24 +395,29 @@ def cut_off(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "words"),
+    ("clip", "ending", "damage", "words"),
     [
-        ("clip_0002.safetensors", cut_off, "changed or cut off"),
-        ("clip_0003.mp4", cut_off, "changed or cut off"),
-        ("clip_0003.safetensors", Path.unlink, "is missing"),
+        (2, "safetensors", cut_off, "changed or cut off"),
+        (3, "mp4", cut_off, "changed or cut off"),
+        (2, "mp4", Path.unlink, "is missing"),
+        (3, "safetensors", Path.unlink, "is missing"),
     ],
 )
-def test_a_damaged_clip_is_rendered_again(
-    reference: Reference, file: str, damage: Callable[[Path], object], words: str
+def test_damage_to_a_clip_costs_what_was_damaged(
+    reference: Reference, clip: int, ending: str, damage: Callable[[Path], object], words: str
 ) -> None:
-    finished = reference.folder.copy(f"{damage.__name__} {file}")
+    finished = reference.folder.copy(f"{damage.__name__} {clip} {ending}")
     run(reference.host, tiny_workflow(finished.path.name))  # so that the host's cache knows it
-    damage(finished.path / file)
+    (file,) = [path for path in finished.clip_files(clip) if path.suffix == f".{ending}"]
+    content, others = file.read_bytes(), [other for other in EVERY_CLIP if other != clip]
+    before = finished.state(*others)
+    damage(file)
     rendered, text = queue_again(reference.host, finished)
-    clip = int(file[5:9])
-    assert rendered == CLIPS - clip + 1
-    (line,) = [line for line in text.splitlines() if file in line]
-    assert f"clip {clip} is rendered again" in line and words in line
+    assert rendered == (1 if ending == "safetensors" else 0)
+    (line,) = [line for line in text.splitlines() if file.name in line]
+    said = "is rendered again" if ending == "safetensors" else "its video is made again from its latents"
+    assert f"clip {clip}" in line and said in line and words in line
+    assert file.read_bytes() == content and finished.state(*others) == before
     for again in EVERY_CLIP:
         assert_same_clip(finished, reference.folder, again)
 
@@ -463,8 +469,9 @@ def test_a_single_clip_is_rendered_with_new_settings_and_those_before_it_are_kep
 def test_a_range_of_finished_clips_renders_nothing_and_loses_nothing(reference: Reference, finished: RunFolder) -> None:
     assert queue_again(reference.host, finished, ClipLoop={"clips": "-2"})[0] == 0
     assert len(decode(finished.video)) == stitched(2)
-    assert queue_again(reference.host, finished)[0] == 0
-    np.testing.assert_array_equal(decode(finished.video), decode(reference.folder.video))
+    rendered, text = queue_again(reference.host, finished)
+    assert rendered == 0
+    np.testing.assert_array_equal(decode(finished.video_of(text)), decode(reference.folder.video))
 
 
 # ---- pausing for review
@@ -479,6 +486,7 @@ def test_a_run_pauses_after_so_many_clips_and_goes_on_each_time_it_is_queued(ref
         assert len(decode(folder.video)) == stitched(finished)
         assert ("queue again to go on" in text) is (finished < CLIPS)
     assert queue_again(reference.host, folder, ClipLoop={"pause_after": 1})[0] == 0
+    assert len(folder.videos) == CLIPS and all(video.exists() for video in folder.videos)
     np.testing.assert_array_equal(decode(folder.video), decode(reference.folder.video))
 
 

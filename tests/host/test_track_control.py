@@ -20,6 +20,7 @@ from tests.helpers.workflow import (
     HEIGHT,
     WIDTH,
     Prompt,
+    RunFolder,
     add,
     failure,
     free_memory,
@@ -97,7 +98,7 @@ def test_a_driving_video_becomes_a_generated_one(tiny_host: Host, drive: str) ->
     set_inputs(prompt, "LongVieClipLoop", plan=plan, dense=dense, sparse=sparse)
     result = run(tiny_host, prompt)
     assert node_id(prompt, "LongVieClipLoop") in result.outputs
-    info = probe(tiny_host.base / "output" / "longvie" / "driven" / "video.mp4")
+    info = probe(RunFolder.of(tiny_host, "driven").video)
     assert (info.frames, info.width, info.height) == (LENGTH, WIDTH, HEIGHT)
 
 

@@ -94,17 +94,55 @@ def signed(data: dict) -> str:
     return json.dumps({**data, "sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
-ENTRY = {"fingerprint": "f", "parts": {"p": "1"}, "frames": 9, "latents_sha256": "a", "video_sha256": "b", "seconds": 1.0}
-ODD_ENTRIES = st.fixed_dictionaries({}, optional=dict.fromkeys(ENTRY, JSON)).map(lambda odd: ENTRY | odd)
-ODD_MANIFESTS = st.fixed_dictionaries(
+RATES = st.sampled_from(["16", "30000/1001", "1/0", "-1", "1e999999999", "16.5", "nan", "١٦"]) | JSON
+
+
+def odd(usual: dict) -> st.SearchStrategy[dict]:
+    """An object with any JSON in the place of some of its values."""
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(usual, JSON)).map(lambda changes: usual | changes)
+
+
+OLD_ENTRY = {"fingerprint": "f", "parts": {"p": "1"}, "frames": 9, "latents_sha256": "a", "video_sha256": "b", "seconds": 1.0}
+OLD_MANIFESTS = st.fixed_dictionaries(
     {"version": st.just(1) | SCALARS},
     optional={
-        "fps": st.sampled_from(["16", "30000/1001", "1/0", "-1", "1e999999999", "16.5", "nan", "١٦"]) | JSON,
-        "clips": st.lists(ODD_ENTRIES | JSON, max_size=3) | JSON,
-        "video": JSON,
+        "fps": RATES,
+        "clips": st.lists(odd(OLD_ENTRY) | JSON, max_size=3) | JSON,
+        "video": odd({"made_from": "a", "size": 1, "mtime_ns": 2}) | JSON,
         "more": JSON,
     },
 )
+FILE = {"name": "clip_0001.mp4", "sha256": "a", "size": 1, "mtime_ns": 2}
+FILES = st.just(FILE) | odd(FILE) | st.fixed_dictionaries({"name": ODD_TEXT}).map(lambda name: FILE | name)
+ENTRY = {
+    "clip": 0,
+    "fingerprint": "f",
+    "parts": {"p": "1"},
+    "frames": 9,
+    "latents": FILE,
+    "video": FILE,
+    "seconds": 1.0,
+    "start": "",
+    "tail": "",
+    "created": "",
+    "seed": None,
+    "prompt": "",
+    "pinned": False,
+    "former": "",
+}
+ENTRIES = st.builds(lambda entry, latents, video: entry | {"latents": latents, "video": video}, odd(ENTRY), FILES, FILES)
+VIDEOS = st.builds(lambda video, file: video | {"file": file}, odd({"made_from": "a", "takes": ["f"]}), FILES)
+NEW_MANIFESTS = st.fixed_dictionaries(
+    {"version": st.just(2)},
+    optional={
+        "fps": RATES,
+        "takes": st.lists(ENTRIES | JSON, max_size=3) | JSON,
+        "sequence": st.lists(st.just("f"), max_size=2) | JSON,
+        "videos": st.lists(VIDEOS | JSON, max_size=2) | JSON,
+        "more": JSON,
+    },
+)
+ODD_MANIFESTS = OLD_MANIFESTS | NEW_MANIFESTS
 
 
 @FUZZ
@@ -115,7 +153,12 @@ def test_any_json_is_a_manifest_or_refused_by_name(value: object, with_hash: boo
     if not refused(lambda: manifests.append(Manifest.from_json(text)), "run.json"):
         (manifest,) = manifests
         assert Manifest.from_json(manifest.to_json()) == manifest
-        assert all(clip.frames > 0 and math.isfinite(clip.seconds) for clip in manifest.clips)
+        assert all(take.frames > 0 and take.clip >= 0 and math.isfinite(take.seconds) for take in manifest.takes)
+        assert len(manifest.clips) == len(manifest.sequence) <= len(manifest.takes)
+        files = [file for take in manifest.takes for file in (take.latents, take.video)]
+        for file in [*files, *(video.file for video in manifest.videos)]:
+            assert PurePosixPath("run", file.name).parts == ("run", file.name)
+            assert PureWindowsPath("run", file.name).parts == ("run", file.name)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +168,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     with Run(folder).locked() as run:
         for clip, key in enumerate(KEYS):
             frames = np.zeros((5, SIZE, SIZE, 3), np.uint8)
-            run.save_clip(PLAN, key, finished_clip(PLAN, clip, torch.zeros(1, 16, 2, 2, 2), frames), 1.0)
+            result = finished_clip(PLAN, clip, torch.zeros(1, 16, 2, 2, 2), frames)
+            run.save_clip(PLAN, key, result, 1.0, run.manifest.clips)
     return listing(folder)
 
 
@@ -149,13 +193,15 @@ def lay_out(folder: Path, files: dict[str, bytes]) -> None:
 def use(folder: Path) -> None:
     """What the loop does with a run that may be finished."""
     with Run(folder).locked() as run:
-        kept = run.resume(KEYS).kept
-        run.frames(kept)
+        decision = run.decide(KEYS)
+        run.adopt(decision)
+        kept = [take for take in decision.takes if take is not None]
         run.state()
-        run.estimate(PLAN, range(kept, 3))
-        if kept:
-            run.carry(kept, PLAN)
-            run.last_frame(kept - 1, PLAN)
+        run.occupied()
+        run.estimate(PLAN, len(decision.pending), kept)
+        for take in kept:
+            run.carry(take, PLAN)
+            run.last_frame(take, PLAN)
 
 
 @FUZZ
@@ -188,16 +234,20 @@ def test_any_damage_to_a_clip_costs_that_clip_and_no_more(
     folder = tmp_path / "run"
     lay_out(folder, finished)
     clip = data.draw(st.integers(0, 2))
-    name = f"clip_{clip + 1:04d}.{data.draw(st.sampled_from(['mp4', 'safetensors']))}"
+    ending = data.draw(st.sampled_from(["mp4", "safetensors"]))
+    (name,) = (name for name in finished if name.startswith(f"clip_{clip + 1:04d}") and name.endswith(ending))
     content = mutated(data, finished[name])
     (folder / name).write_bytes(content)
-    expected = 3 if content == finished[name] else clip
-    assert Run(folder).resume(KEYS).kept == expected
+    run = Run(folder)
+    take = run.manifest.clips[clip]
+    # A video is made again from its latents.
+    assert run.decide(KEYS).pending == (() if content == finished[name] or ending == "mp4" else (clip,))
     use(folder)
     # Where its hash is made to fit, what cannot be read is still refused by name.
     if name.endswith("safetensors"):
-        refused(lambda: Run(folder).carry(clip + 1, PLAN), name)
-        refused(lambda: Run(folder).last_frame(clip, PLAN), name)
+        refused(lambda: run.carry(take, PLAN), name)
+        refused(lambda: run.last_frame(take, PLAN), name)
+        refused(lambda: run.latents(take), name)
 
 
 # ---- cond.json

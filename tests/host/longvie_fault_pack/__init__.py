@@ -1,8 +1,8 @@
 """Makes writing go wrong at a chosen moment: what a test asks for in the file that LONGVIE_FAULT names.
 
-The file holds JSON: ``file`` (name), ``time`` (the n-th one of that name to be renamed into place, counted from 1 since the
-file was written), ``when`` ("before" or "after" the rename) and ``what``: "kill" this process, "tear" the file in half and
-kill, "full" (the disk), or "wait" for as long as the file is there.
+The file holds JSON: ``file`` (its name, with ``*``), ``time`` (the n-th one of such a name to be renamed into place, counted
+from 1 since the file was written), ``when`` ("before" or "after" the rename) and ``what``: "kill" this process, "tear" the file
+in half and kill, "full" (the disk), or "wait" for as long as the file is there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}
@@ -30,7 +31,7 @@ def replace(source: str | Path, target: str | Path, **options: int) -> None:
 def act(written: Path, target: Path, when: str) -> None:
     text = REQUEST.read_text("utf-8") if REQUEST.exists() else ""
     fault = json.loads(text) if text else {}
-    if (fault.get("file"), fault.get("when")) != (target.name, when):
+    if fault.get("when") != when or not fnmatchcase(target.name, fault["file"]):
         return
     counts[text] = counts.get(text, 0) + 1
     if counts[text] != fault["time"]:

@@ -443,8 +443,8 @@ def run_command(studio: Path, run: Path, *options: str) -> int:
 
 def clip_latents(run: Path) -> list[Tensor]:
     latents = []
-    for path in sorted(run.glob("clip_*.safetensors")):
-        with safe_open(path, "pt") as file:
+    for take in Run(run).manifest.clips:
+        with safe_open(run / take.latents.name, "pt") as file:
             latents.append(file.get_tensor("latent"))
     return latents
 
@@ -453,9 +453,9 @@ def test_a_run_that_is_interrupted_goes_on_and_equals_one_that_was_not(studio: P
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     clips = f"--clips={studio / 'clips'}"
     assert run_command(studio, whole, clips) == 0
-    assert probe(whole / "video.mp4").frames == 17
+    assert probe(whole / "whole_00001_.mp4").frames == 17
     assert run_command(studio, parts, clips, "--only=-1") == 0
-    assert probe(parts / "video.mp4").frames == 9
+    assert probe(parts / "parts_00001_.mp4").frames == 9
     capsys.readouterr()
     assert run_command(studio, parts, clips) == 0
     assert "kept 1 of 2 clips" in capsys.readouterr().out
@@ -466,6 +466,9 @@ def test_a_run_that_is_interrupted_goes_on_and_equals_one_that_was_not(studio: P
     assert run_command(studio, parts, clips, "--dense-strength=0.5", "--only=1") == 0
     assert "clips 1 .. 1 are rendered again: strengths changed" in capsys.readouterr().out
     assert not torch.equal(clip_latents(whole)[0], clip_latents(parts)[0])
+    assert run_command(studio, parts, clips) == 0
+    assert "kept 2 of 2 clips" in capsys.readouterr().out, "the change is undone"
+    assert sorted(path.name for path in parts.glob("parts_*.mp4")) == [f"parts_0000{number}_.mp4" for number in (1, 2, 3)]
 
 
 def test_prompts_reach_the_model_through_umt5(studio: Path, tmp_path: Path) -> None:
@@ -498,7 +501,7 @@ def test_raw_depth_is_normalised_over_the_whole_video(studio: Path, tmp_path: Pa
     run = tmp_path / "run"
     given = [f"--raw-depth={tmp_path / 'depth.npy'}", f"--first-frame={tmp_path / 'first.png'}", "--frames=9"]
     assert run_command(studio, run, *given) == 0
-    assert probe(run / "video.mp4").frames == 17
+    assert probe(run / "run_00001_.mp4").frames == 17
     (dense,) = run.glob("dense_*.mkv")
     from longvie_core.media.read import read_frames
 

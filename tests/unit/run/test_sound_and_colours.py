@@ -16,6 +16,7 @@ from longvie_core.media.sound import write_wave
 from longvie_core.plan import ClipPlan
 from longvie_core.run.colour_anchor import AnchorSettings
 from longvie_core.run.keys import ClipKey
+from longvie_core.run.loop import Carry
 from longvie_core.run.store import Run
 from tests.helpers.loops import finished_clip
 
@@ -36,13 +37,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with Run(folder).locked() as run:
         for clip in range(3):
-            run.save_clip(PLAN, ClipKey({"clip": str(clip)}), finished_clip(PLAN, clip, latents(clip), pictures(clip)), 1.0)
+            result = finished_clip(PLAN, clip, latents(clip), pictures(clip))
+            run.save_clip(PLAN, ClipKey({"clip": str(clip)}), result, 1.0, run.manifest.clips)
     return folder
 
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def carry(folder: Path, clip: int, anchor: AnchorSettings | None) -> Carry:
+    """What a clip, counted from 0, needs of those before it."""
+    run = Run(folder)
+    return run.carry(run.manifest.clips[clip - 1], PLAN, run.manifest.clips[0], anchor)
+
+
+def first_latents(folder: Path) -> Path:
+    run = Run(folder)
+    return run.path(run.manifest.clips[0].latents)
+
+
+def join(run: Run, clips: int, *rest: object) -> Path:
+    """Join the first clips."""
+    return run.assemble(run.manifest.clips[:clips], PLAN.fps, *rest)
 
 
 def sound(path: Path, seconds: float, pitch: float = 0.3) -> Path:
@@ -65,61 +83,65 @@ class TestColours:
         frames = (pictures(0).astype(np.float64) + 0.5) / 127.5 - 1
         expected = [frames.mean(axis=(0, 1, 2)), frames.std(axis=(0, 1, 2))]
         for clip in (1, 2):
-            reference = Run(folder).carry(clip, PLAN, AnchorSettings("pixels", 0.5)).anchor_statistics
+            reference = carry(folder, clip, AnchorSettings("pixels", 0.5)).anchor_statistics
             np.testing.assert_allclose(reference, expected, rtol=0, atol=1e-12)
 
     def test_latent_statistics_are_those_of_the_first_clips_latents(self, folder: Path) -> None:
         values = latents(0).double().numpy()[0].reshape(16, -1)
-        reference = Run(folder).carry(2, PLAN, AnchorSettings("latent", 0.5)).anchor_statistics
+        reference = carry(folder, 2, AnchorSettings("latent", 0.5)).anchor_statistics
         np.testing.assert_allclose(reference, [values.mean(axis=1), values.std(axis=1)], rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("space", ["pixels", "latent"])
     def test_they_are_bit_by_bit_what_the_loop_measured(self, folder: Path, space: str) -> None:
         anchor = AnchorSettings(space, 1.0)
         measured = anchor.statistics(latents(0), pictures(0))
-        np.testing.assert_array_equal(Run(folder).carry(1, PLAN, anchor).anchor_statistics, measured)
+        np.testing.assert_array_equal(carry(folder, 1, anchor).anchor_statistics, measured)
 
     @pytest.mark.parametrize("anchor", [None, AnchorSettings(), AnchorSettings("pixels", 0.0)])
     def test_nothing_is_read_where_nothing_is_anchored(self, folder: Path, anchor: AnchorSettings | None) -> None:
-        Run(folder).latents_path(0).unlink()
-        assert Run(folder).carry(2, PLAN, anchor).anchor_statistics is None
+        first_latents(folder).unlink()
+        assert carry(folder, 2, anchor).anchor_statistics is None
 
     def test_a_first_clip_without_its_colours_is_named(self, folder: Path) -> None:
-        path = Run(folder).latents_path(0)
+        path = first_latents(folder)
         tensors = load_file(path)
         save_file({name: value for name, value in tensors.items() if name != "colours"}, path)
-        with pytest.raises(ValueError, match=r"clip_0001.safetensors .*render clip 1 again, or set anchor to off"):
-            Run(folder).carry(2, PLAN, AnchorSettings("pixels", 0.5))
+        with pytest.raises(ValueError, match=rf"{path.name} .*render clip 1 again, or set anchor to off"):
+            carry(folder, 2, AnchorSettings("pixels", 0.5))
         path.unlink()
-        with pytest.raises(ValueError, match=r"clip_0001.safetensors .*render clip 1 again"):
-            Run(folder).carry(2, PLAN, AnchorSettings("latent", 0.5))
+        with pytest.raises(ValueError, match=rf"{path.name} .*render clip 1 again"):
+            carry(folder, 2, AnchorSettings("latent", 0.5))
 
 
 class TestSound:
     def test_is_cut_to_the_video_or_left_short(self, folder: Path, tmp_path: Path) -> None:
         with Run(folder).locked() as run:
-            video = run.assemble(3, None, sound(tmp_path / "long.wav", 9))
+            video = join(run, 3, None, sound(tmp_path / "long.wav", 9))
             assert probe(video).frames == 25 and abs(sound_of(video) - 25 / 16) < 0.01
-            video = run.assemble(3, None, sound(tmp_path / "short.wav", 0.5))
+            video = join(run, 3, None, sound(tmp_path / "short.wav", 0.5))
             assert probe(video).frames == 25 and 0.45 < sound_of(video) < 0.65
-            assert sound_of(run.assemble(3)) == 0
+            assert sound_of(join(run, 3)) == 0
 
     def test_the_video_is_made_again_only_for_other_sound(self, folder: Path, tmp_path: Path) -> None:
         def made(audio: Path | None) -> bool:
-            before = folder.joinpath("video.mp4").stat().st_mtime_ns if (folder / "video.mp4").exists() else None
+            """Whether it was; no other video may be touched."""
+            before = {path: path.read_bytes() for path in folder.glob("run_*.mp4")}
             with Run(folder).locked() as run:
-                return run.assemble(3, {"prompt": "{}"}, audio).stat().st_mtime_ns != before
+                video = join(run, 3, {"prompt": "{}"}, audio)
+            assert {path: path.read_bytes() for path in before} == before
+            return video not in before
 
         one = sound(tmp_path / "one.wav", 2)
         assert made(one) and not made(one)
         assert not made(sound(tmp_path / "same.wav", 2)), "another file of the same content"
         assert made(sound(tmp_path / "one.wav", 2, pitch=0.5)), "the same file with other content"
-        assert made(None) and not made(None) and made(one)
+        assert made(None) and not made(None)
+        assert not made(sound(tmp_path / "one.wav", 2)), "the first video is still there"
 
     def test_a_video_file_gives_its_sound_and_not_its_pictures(self, folder: Path, tmp_path: Path) -> None:
         with Run(folder).locked() as run:
-            source = Path(shutil.copyfile(run.assemble(3, None, sound(tmp_path / "a.wav", 3)), tmp_path / "source.mp4"))
-            video = run.assemble(2, None, source)
+            source = Path(shutil.copyfile(join(run, 3, None, sound(tmp_path / "a.wav", 3)), tmp_path / "source.mp4"))
+            video = join(run, 2, None, source)
         assert probe(video).frames == 17 and abs(sound_of(video) - 17 / 16) < 0.01
         with av.open(str(video)) as ours, av.open(str(source)) as theirs:
             copied = [[bytes(packet) for packet in file.demux(audio=0) if packet.size] for file in (ours, theirs)]
@@ -127,8 +149,10 @@ class TestSound:
 
     def test_sound_that_cannot_be_read_leaves_the_video_that_was(self, folder: Path, tmp_path: Path) -> None:
         with Run(folder).locked() as run:
-            before = run.assemble(3).read_bytes()
+            video = join(run, 3)
+            before = video.read_bytes()
             (tmp_path / "bad.wav").write_bytes(b"RIFF" + bytes(100))
             with pytest.raises(ValueError, match="bad.wav"):
-                run.assemble(3, None, tmp_path / "bad.wav")
-            assert run.video.read_bytes() == before and not list(folder.glob("*.part"))
+                join(run, 3, None, tmp_path / "bad.wav")
+            assert video.read_bytes() == before and not list(folder.glob("*.part"))
+            assert list(folder.glob("run_*.mp4")) == [video]
