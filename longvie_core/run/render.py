@@ -280,7 +280,7 @@ class _Session:
         prompt = self.job.script.prompts.of(result.clip)
         seed = self.job.loop.noise.seed + prompt.seed_offset
         take = run.new_take(plan, key, result, seconds, before, seed, prompt.text)
-        lost = next((other for other in run.manifest.of(take.clip) if other.fingerprint == take.fingerprint), None)
+        lost = run.manifest.by_id.get(take.id)
         written = self._writer.write(partial(run.write, take, plan, result, list(before)))
         if lost is not None and lost.tail == UNKNOWN:
             # Version 1 did not write down tails: then the whole file says whether it came out as before.

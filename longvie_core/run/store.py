@@ -10,6 +10,7 @@ does so inside :meth:`Run.locked`.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
@@ -422,7 +423,7 @@ class Run:
         finally:
             if kept and not path.exists():
                 aside.replace(path)
-        if kept and aside.is_file() and file_sha256(aside) == file_sha256(path):
+        if kept and aside.is_file() and filecmp.cmp(aside, path, shallow=False):
             aside.unlink()
 
     def assemble(
