@@ -43,41 +43,48 @@ class PromptHolds:
     def __init__(self) -> None:
         self.state = ""
         self._prompt: str | None = None
-        self._held: dict[Path, ControlCache] = {}
-        self._asked: dict[str, tuple[str, set[tuple[ControlCache, Path]]]] = {}
+        self._held: dict[str, dict[Path, ControlCache]] = {}
+        self._asked: dict[str, dict[Path, ControlCache]] = {}
+        self._ran: set[str] = set()
 
     def take(self, cache: ControlCache, kind: str, *made_from: object, suffix: str) -> Path:
         """Where what is made from these values is kept; held until another prompt begins."""
-        prompt, node = self._begin()
+        node = self._begin()
         path = cache.entry(kind, *made_from, suffix=suffix)
-        if path in self._held:
+        if node not in self._ran:  # what it used in earlier prompts is not needed in this one
+            self._ran.add(node)
+            self._give_back(node)
+            self._asked[node] = {}
+        if path in self._held.setdefault(node, {}):
             cache.release(path)
-        self._held[path] = cache
-        if self._asked.get(node, ("", None))[0] != prompt:
-            self._asked[node] = (prompt, set())
-        self._asked[node][1].add((cache, path))
+        self._held[node][path] = self._asked[node][path] = cache
         return path
 
     def check(self) -> str:
         """Text that changes when an entry was lost; holds what the node that asks has used when it last ran."""
-        _, node = self._begin()
-        for cache, path in self._asked.get(node, ("", set()))[1]:
-            if path not in self._held and path.exists():
+        node = self._begin()
+        held = self._held.setdefault(node, {})
+        for path, cache in self._asked.get(node, {}).items():
+            if path not in held and path.exists():
                 cache.hold(path)
-                self._held[path] = cache
+                held[path] = cache
         return self.state
 
-    def _begin(self) -> tuple[str, str]:
-        """The running prompt and node; gives everything back when it is the first time in this prompt."""
+    def _begin(self) -> str:
+        """The running node; gives everything back when it is the first one that asks in this prompt."""
         context = get_executing_context()
         prompt, node = ("", "") if context is None else (context.prompt_id, context.node_id)
         if prompt != self._prompt:
-            for path, cache in self._held.items():
-                cache.release(path)
-            self._held.clear()
+            for other in list(self._held):
+                self._give_back(other)
+            self._ran.clear()
             self.state = f"{control_cache().forget_lost()} {tail_cache().forget_lost()}"
             self._prompt = prompt
-        return prompt, node
+        return node
+
+    def _give_back(self, node: str) -> None:
+        for path, cache in self._held.pop(node, {}).items():
+            cache.release(path)
 
 
 _holds = PromptHolds()

@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..longvie_core.control.control import Control
 from ..longvie_core.control.normalize import write_control, write_control_per_clip
-from ..longvie_core.disk.fingerprints import file_stamp
 from . import cache, storage, types
+from .contents import content_of
 
 WHOLE_VIDEO, PER_CLIP = "whole video", "per clip (ablation)"
 
@@ -60,7 +60,7 @@ class LongVieGlobalNormalize(io.ComfyNode):
     def execute(cls, signal, plan, low_percentile, high_percentile, scope=WHOLE_VIDEO) -> io.NodeOutput:
         plan = plan.resolved(signal.frames)
         percentiles = (low_percentile, high_percentile)
-        made_from = (signal, file_stamp(signal.path), plan, percentiles)
+        made_from = (signal, content_of(signal.path), plan, percentiles)
         needed = signal.height * signal.width * storage.PIXEL_BYTES
         if scope == PER_CLIP:
             folder = cache.cached("dense_per_clip", *made_from, suffix="")

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "tracks": "point tracks against exact ones, and the time of drawing them",
     "long": "memory, time and disk of a run by its number of clips, and what the loop costs beside the model",
     "clip-io": "what a finished clip costs beside the model, on the critical path and in all",
+    "interrupts": "seconds from an interrupt to the end of the prompt, in each long stage",
     "faults": "kills at random moments, each resumed, each equal to the run without",
     "ablation": "the papers' four answers to drift, each switched off in turn, with the tiny model",
 }

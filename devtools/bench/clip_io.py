@@ -1,6 +1,6 @@
 """What a finished clip costs beside the model: a run at the paper's size whose model costs nothing, and its last line as JSON.
 
-The critical path is what lies between the sampling of one clip and of the next. Sampling a real clip takes far longer than writing
+The critical path lies between the sampling of one clip and of the next. Sampling a real clip takes far longer than writing
 one, so the benchmark's model waits for the writer before it hands on a clip. ``critical_s`` is the mean of what is left,
 ``total_s`` that and the writing.
 """

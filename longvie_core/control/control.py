@@ -109,7 +109,7 @@ class Control:
         so that frames added at the end leave the earlier clips as they are.
         """
         path, numbers = self._source(plan, clip)
-        content = cached_file_sha256(path) if self.per_clip else _frames_sha256(path, file_stamp(path), numbers)
+        content = cached_file_sha256(path) if self.per_clip else frames_sha256(path, file_stamp(path), numbers)
         parts = (self.modality, self.near_is_black, plan.width, plan.height, plan.frames, content)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -149,7 +149,7 @@ class Control:
 
 
 @lru_cache(maxsize=8192)
-def _frames_sha256(path: Path, _stamp: tuple[int, int], numbers: range) -> str:
+def frames_sha256(path: Path, _stamp: tuple[int, int], numbers: range) -> str:
     """Hash of the decoded frames ``numbers``; cached as long as the file's size and time stay the same."""
     digest = hashlib.sha256()
     for frame in read_frames(path, numbers):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .atomic import write_atomically
 
-CLAIM, CONTENT = "longvie_name", "longvie_blake3"
+CLAIM = "longvie"
+"""Key of the file's metadata: one alone, since their order is not the same each time that they are written."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -24,7 +25,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Bytes first: a full disk is then an OSError and not one of safetensors' own.
-    data = save(kept, {CLAIM: path.name, CONTENT: _content(kept)})
+    data = save(kept, {CLAIM: f"{path.name} {_content(kept)}"})
     write_atomically(path, lambda part: part.write_bytes(data))
 
 
@@ -34,11 +35,11 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            claimed = file.metadata()[CONTENT]
+            claim = file.metadata()[CLAIM]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
     except (OSError, SafetensorError):
         return None
-    return tensors if _content(tensors) == claimed else None
+    return tensors if claim == f"{path.name} {_content(tensors)}" else None
 
 
 def claims_tensors(path: Path) -> bool:
@@ -50,7 +51,7 @@ def claims_tensors(path: Path) -> bool:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError):
         return False
-    return metadata.get(CLAIM) == path.name and CONTENT in metadata
+    return metadata.get(CLAIM, "").startswith(f"{path.name} ")
 
 
 def _content(tensors: Mapping[str, Tensor]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
 import av
 
 from ..disk.atomic import write_atomically
-from ..interrupt import checkpoint
+from ..interrupt import checkpoint, result_of
 from .probe import probe
 from .sound import audio_packets
 from .streams import open_video, video_stream
@@ -46,7 +49,7 @@ def concat(
     seconds = sum(probe(path).frames for path in paths) / Fraction(fps)
 
     def write(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as output:
+        with _written(temporary) as output:
             output.metadata.update(metadata or {})
             sources = [_joined_packets(paths, output, 1 / Fraction(fps))]
             if audio_from is not None:
@@ -58,6 +61,29 @@ def concat(
                 output.mux(packet)
 
     write_atomically(destination, write)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[av.container.OutputContainer]:
+    """An mp4 that is open for a ``with`` block, and can be given up at any time.
+
+    Closing it reads all that was written once more, to put the index in front of it: a second and more a gigabyte.
+    """
+    output = av.open(str(path), "w", format="mp4", options=MP4_OPTIONS)
+    try:
+        yield output
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()  # without a name it cannot be read again
+        with suppress(av.FFmpegError):  # the error that brought us here is the one to show
+            output.close()
+        raise
+    pool = ThreadPoolExecutor(1)
+    try:
+        result_of(pool.submit(output.close))
+    finally:
+        # An interrupt does not wait: the file has lost its name by then. Windows keeps the name while it is open.
+        pool.shutdown(wait=os.name == "nt")
 
 
 def _joined_packets(paths: Sequence[Path], output: av.container.OutputContainer, step: Fraction) -> Iterator[av.Packet]:

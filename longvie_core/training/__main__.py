@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with process_group() as state:
             options.device = options.device or str(state.device)
             {"prepare": prepare, "train": train_stage}[options.command](options, stage)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{options.command} failed: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -320,18 +321,34 @@ def test_a_changed_control_file_renders_from_its_clip_on(reference: Reference, c
     assert_same_clip(finished, reference.folder, kept)
 
 
+def test_a_touched_model_file_is_the_same_model(reference: Reference, finished: RunFolder) -> None:
+    vae = reference.host.base / "models" / RANDOM_VAE
+    then = vae.stat().st_mtime_ns
+    try:
+        os.utime(vae, ns=(then, then + 10**9))
+        free_memory(reference.host)
+        rendered, text = queue_again(reference.host, finished)
+    finally:
+        os.utime(vae, ns=(then, then))
+        free_memory(reference.host)
+    assert rendered == 0 and "kept 3 of 3 clips" in text
+
+
 def test_a_replaced_model_file_renders_everything(reference: Reference, finished: RunFolder) -> None:
     vae = reference.host.base / "models" / RANDOM_VAE
-    content, aside = vae.read_bytes(), vae.with_suffix(".aside")
-    vae.rename(aside)  # not written into: the host may have it mapped
+    kept = vae.with_name("kept.part")
+    changed = bytearray(vae.read_bytes())
+    changed[-2] ^= 1  # the last bit of a weight; size and name stay
+    assert queue_again(reference.host, finished)[0] == 0  # and the host has loaded the weights
     try:
-        vae.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        vae.rename(kept)
+        vae.write_bytes(changed)
         # While the host keeps the weights that it has loaded, they are what a clip would be rendered with.
         assert queue_again(reference.host, finished)[0] == 0
         free_memory(reference.host)
         rendered, text = queue_again(reference.host, finished, ClipLoop={"clips": "1"})
     finally:
-        aside.replace(vae)
+        kept.replace(vae)
         free_memory(reference.host)
     assert rendered == 1 and "sampler changed" in text
 

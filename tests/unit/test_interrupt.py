@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longvie_core.control.control import Control, _frames_sha256
+from longvie_core.control.control import Control, frames_sha256
 from longvie_core.control.depth.engine import extract_depth
 from longvie_core.control.depth.parallax import ParallaxDepth
 from longvie_core.control.normalize import write_control
@@ -121,7 +121,7 @@ def test_long_work_stops_in_the_middle_and_leaves_nothing(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     asked = questions(stages[name], whole)
     assert asked >= 4, "it is asked too seldom to be stopped"
-    _frames_sha256.cache_clear()
+    frames_sha256.cache_clear()
     stopped.mkdir()
     with pytest.raises(Interrupted), asking(After(int(asked * share))):
         stages[name](stopped)
@@ -133,7 +133,7 @@ def test_long_work_stops_in_the_middle_and_leaves_nothing(
 def questions(work: Callable[[Path], object], folder: Path) -> int:
     """How often work asks whether to go on, with nothing remembered."""
     folder.mkdir()
-    _frames_sha256.cache_clear()
+    frames_sha256.cache_clear()
     counter = After(10**9)
     with asking(counter):
         work(folder)

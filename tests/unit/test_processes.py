@@ -13,6 +13,8 @@ import torch
 from longvie_core.backends.processes import gpu_count, this_process
 
 SCRIPT = """
+import os
+
 import torch
 import torch.distributed as dist
 
@@ -21,7 +23,8 @@ from longvie_core.backends.processes import process_group
 with process_group() as state:
     total = torch.tensor([1.0 + state.process_index])
     dist.all_reduce(total)
-    print(state.num_processes, state.device.type, dist.get_backend(), total.item(), flush=True)
+    line = f"{state.num_processes} {state.device.type} {dist.get_backend()} {total.item()}"
+    os.write(1, f"{line}\\n".encode())  # at once, so that the lines of two processes do not mix
 assert not dist.is_initialized()
 """
 

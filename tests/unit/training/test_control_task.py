@@ -395,6 +395,16 @@ def test_from_scenes_to_a_trained_network(folder: Path, latents: ClipLatents, tm
     assert CONTROL.trainable == CONTROL_ONLY
 
 
+def test_a_training_that_diverges_says_so(capsys, monkeypatch) -> None:
+    def diverged(*_: object) -> None:
+        raise FloatingPointError("step 7: the loss is nan")
+
+    monkeypatch.setattr("longvie_core.training.__main__.train_stage", diverged)
+    folders = [text for name in ("clips", "held-out", "cache", "vae") for text in (f"--{name}", "nowhere")]
+    assert main(["train", "tiny-joint", "run", *folders]) == 1
+    assert capsys.readouterr().err == "train failed: step 7: the loss is nan\n"
+
+
 def test_only_rendered_scenes_are_mirrored(tmp_path: Path, capsys) -> None:
     common = ["--clips", str(tmp_path), "--held-out", str(tmp_path), "--cache", str(tmp_path), "--vae", str(tmp_path)]
     assert main(["prepare", "tiny-joint", *common, "--mirrored"]) == 1
