@@ -37,7 +37,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (core / wing / "__init__.py").write_text('"""A wing."""\n', encoding="utf-8")
     (core / "backends" / "comfy" / "model.py").write_text('"""The one that may."""\n\nimport comfy.sd  # noqa: F401\n', "utf-8")
     (core / "__init__.py").write_text('"""All of them."""\n', encoding="utf-8")
-    (core / "plan.py").write_text('"""At the bottom."""\n', encoding="utf-8")
+    for room in ("plan.py", "finite.py", "interrupt.py"):
+        (core / room).write_text('"""At the bottom."""\n', encoding="utf-8")
     (core / "run" / "loop.py").write_text('"""Above."""\n', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return core
