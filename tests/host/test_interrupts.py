@@ -15,8 +15,8 @@ from longvie_core.control.raw_depth import RawDepthWriter
 from tests.helpers.workflow import Prompt, add, run
 
 WIDTH, HEIGHT, FRAMES, CLIP = 160, 96, 161, 81
-LIMIT = 0.5
-"""Seconds; the benchmark measures more closely, and with larger pictures."""
+LIMIT = 1.5
+"""Seconds. `dev.py bench interrupts` holds half a second; a test shares its machine with others."""
 
 
 @pytest.fixture(scope="module")
