@@ -13,6 +13,7 @@ from ..longvie_core.run.names import check_run_name, clip_range
 from ..longvie_core.run.render import render
 from . import storage, types
 from .assemble import host_metadata, sound_inputs, sound_note
+from .contents import graph_fingerprint
 from .networks import ComfyNetworks, loop_settings
 
 
@@ -85,7 +86,7 @@ class LongVieClipLoop(io.ComfyNode):
         plan = check_controls(plan, dense, sparse)
         run = storage.open_run(run_name)
         sound = storage.audio_file(driving_video, audio)
-        noise_fingerprint = storage.graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "noise")
+        noise_fingerprint = graph_fingerprint(cls.hidden.dynprompt, cls.hidden.unique_id, "noise")
         script = Script(plan, dense, sparse, storage.to_frame(first_frame, plan), prompts)
         loop = loop_settings(sampler, noise, noise_fingerprint)
         job = Job(script, loop, clips, pause_after, sound, host_metadata(cls.hidden))

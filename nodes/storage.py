@@ -25,7 +25,6 @@ from ..longvie_core.run.loop import Carry
 from ..longvie_core.run.names import check_run_name
 from ..longvie_core.run.store import Run
 from .cache import cached, cached_tail, is_intact, making, tail_cache
-from .contents import graph_fingerprint as graph_fingerprint
 
 MAX_FOLDER_NAME = 255
 AUDIO_BLOCK = 1 << 20

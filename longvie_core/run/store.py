@@ -351,19 +351,6 @@ class Run:
         self._write(replace(manifest, sequence=self._continued([*before, written]), fps=str(plan.fps)))
         return written
 
-    def save_clip(
-        self,
-        plan: ClipPlan,
-        key: ClipKey,
-        result: ClipResult,
-        seconds: float,
-        before: Sequence[Take] = (),
-        seed: int | None = None,
-        prompt: str = "",
-    ) -> Take:
-        """:meth:`new_take`, written."""
-        return self.write(self.new_take(plan, key, result, seconds, before, seed, prompt), plan, result, before)
-
     def restore_video(self, take: Take, plan: ClipPlan, frames: np.ndarray) -> Take:
         """Write the video of a take whose own was lost, from its decoded frames, uint8 [T, H, W, 3]."""
         restored = replace(take, video=self._write_frames(take.video.name, plan, take.clip, frames))

@@ -13,7 +13,10 @@ from longvie_core.plan import ClipPlan
 from longvie_core.run.colour_anchor import AnchorSettings
 from longvie_core.run.control_latents import ControlWindow, LatentStore
 from longvie_core.run.job import LoopSettings, Script
+from longvie_core.run.keys import ClipKey
 from longvie_core.run.loop import Carry, ClipResult, generate
+from longvie_core.run.manifest import Take
+from longvie_core.run.store import Run
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,17 @@ def generated(
 def finished_clip(plan: ClipPlan, clip: int, latents: Tensor, frames: np.ndarray) -> ClipResult:
     """What the loop gives for a clip of these latents and uint8 frames [T, H, W, 3]."""
     return ClipResult(clip, latents, frames, Carry.after(plan, frames))
+
+
+def save_clip(
+    run: Run,
+    plan: ClipPlan,
+    key: ClipKey,
+    result: ClipResult,
+    seconds: float,
+    before: Sequence[Take] = (),
+    seed: int | None = None,
+    prompt: str = "",
+) -> Take:
+    """A take of a run, made and written at once."""
+    return run.write(run.new_take(plan, key, result, seconds, before, seed, prompt), plan, result, before)

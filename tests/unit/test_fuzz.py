@@ -34,7 +34,7 @@ from longvie_core.run.store import Run
 from longvie_core.weights.control import control_shapes, read_control
 from longvie_core.weights.header import read_header
 from longvie_core.weights.overlay import overlay_shapes, read_overlay
-from tests.helpers.loops import finished_clip
+from tests.helpers.loops import finished_clip, save_clip
 
 SIZE = 16
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=5, source_frames=13)
@@ -169,7 +169,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         for clip, key in enumerate(KEYS):
             frames = np.zeros((5, SIZE, SIZE, 3), np.uint8)
             result = finished_clip(PLAN, clip, torch.zeros(1, 16, 2, 2, 2), frames)
-            run.save_clip(PLAN, key, result, 1.0, run.manifest.clips)
+            save_clip(run, PLAN, key, result, 1.0, run.manifest.clips)
     return listing(folder)
 
 

@@ -17,7 +17,7 @@ from longvie_core.run.__main__ import main
 from longvie_core.run.keys import ClipKey
 from longvie_core.run.manifest import Take
 from longvie_core.run.store import Run
-from tests.helpers.loops import finished_clip
+from tests.helpers.loops import finished_clip, save_clip
 from tests.helpers.places import ROOT
 
 PLAN = ClipPlan(width=32, height=32, frames=5, source_frames=13)
@@ -27,7 +27,7 @@ CLIPS = 3
 def save(run: Run, clip: int, prompt: str, seed: int | None = 7) -> Take:
     frames = np.full((5, 32, 32, 3), 40 * clip + len(prompt), np.uint8)
     result = finished_clip(PLAN, clip, torch.full((1, 16, 2, 4, 4), float(clip)), frames)
-    return run.save_clip(PLAN, ClipKey({"prompt": prompt}), result, 12.34, run.manifest.clips[:clip], seed, prompt)
+    return save_clip(run, PLAN, ClipKey({"prompt": prompt}), result, 12.34, run.manifest.clips[:clip], seed, prompt)
 
 
 @pytest.fixture(scope="module")

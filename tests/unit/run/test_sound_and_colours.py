@@ -18,7 +18,7 @@ from longvie_core.run.colour_anchor import AnchorSettings
 from longvie_core.run.keys import ClipKey
 from longvie_core.run.loop import Carry
 from longvie_core.run.store import Run
-from tests.helpers.loops import finished_clip
+from tests.helpers.loops import finished_clip, save_clip
 
 PLAN = ClipPlan(width=32, height=32, frames=9, source_frames=25)
 RATE = 8000
@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Run(folder).locked() as run:
         for clip in range(3):
             result = finished_clip(PLAN, clip, latents(clip), pictures(clip))
-            run.save_clip(PLAN, ClipKey({"clip": str(clip)}), result, 1.0, run.manifest.clips)
+            save_clip(run, PLAN, ClipKey({"clip": str(clip)}), result, 1.0, run.manifest.clips)
     return folder
 
 

@@ -34,7 +34,7 @@ from longvie_core.run.keys import ClipKey
 from longvie_core.run.manifest import Manifest, Take
 from longvie_core.run.names import check_run_name, clip_range
 from longvie_core.run.store import Run
-from tests.helpers.loops import finished_clip
+from tests.helpers.loops import finished_clip, save_clip
 
 SIZE = 32
 PLAN = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 3 + 1)
@@ -64,7 +64,7 @@ KEYS = [key(clip) for clip in range(3)]
 def save(run: Run, clip: int, take: int = 0, plan: ClipPlan = PLAN, **changes: str) -> Take:
     """Render a clip after those of the run's sequence that come before it."""
     result = finished_clip(plan, clip, latents(clip, take), pictures(clip, take))
-    return run.save_clip(plan, key(clip, **changes), result, 1.5, run.manifest.clips[:clip], seed=7, prompt=f"a prompt {clip}")
+    return save_clip(run, plan, key(clip, **changes), result, 1.5, run.manifest.clips[:clip], seed=7, prompt=f"a prompt {clip}")
 
 
 def rendered(folder: Path, clips: int = 3, plan: ClipPlan = PLAN) -> Run:
@@ -154,7 +154,7 @@ class TestFiles:
     def test_only_the_tail_is_kept_of_a_long_clip(self, tmp_path: Path) -> None:
         plan = ClipPlan(width=SIZE, height=SIZE, frames=25, overlap=2, source_frames=25)
         frames = pictures(0, frames=25)
-        Run(tmp_path).save_clip(plan, key(0), finished_clip(plan, 0, latents(0), frames), 1.0)
+        save_clip(Run(tmp_path), plan, key(0), finished_clip(plan, 0, latents(0), frames), 1.0)
         np.testing.assert_array_equal(load_file(files(tmp_path, 1)["safetensors"])["tail"].numpy(), frames[-18:])
 
     def test_each_shared_frame_is_in_one_video_only(self, folder: Path) -> None:
@@ -192,7 +192,7 @@ class TestFiles:
         assert Manifest.from_json(manifest.to_json()) == manifest
 
     def test_half_precision_latents_are_stored_as_float32(self, tmp_path: Path) -> None:
-        Run(tmp_path).save_clip(PLAN, key(0), finished_clip(PLAN, 0, latents(3).half(), pictures(0)), 1.0)
+        save_clip(Run(tmp_path), PLAN, key(0), finished_clip(PLAN, 0, latents(3).half(), pictures(0)), 1.0)
         assert torch.equal(load_file(files(tmp_path, 1)["safetensors"])["latent"], latents(3))
 
 
@@ -1033,7 +1033,7 @@ class TestSpace:
             estimates = [run.estimate(plan, 3)]
             for clip in range(3):
                 result = finished_clip(plan, clip, torch.zeros(1, 16, 5, 6, 8), noise[clip])
-                run.save_clip(plan, key(clip), result, 1.0, run.manifest.clips[:clip])
+                save_clip(run, plan, key(clip), result, 1.0, run.manifest.clips[:clip])
                 taken.append(sum(path.stat().st_size for path in tmp_path.glob(f"clip_{clip + 1:04d}_*")))
                 if clip == 0:
                     estimates.append(run.estimate(plan, 2, run.manifest.clips))
@@ -1367,5 +1367,5 @@ def test_all_files_of_a_run_are_inside_its_folder(folder: Path) -> None:
     assert {run.path(file).parent for file in stored} == {folder} and run.path(stored[-1]) == video
     plan = ClipPlan(width=SIZE, height=SIZE, frames=9, source_frames=8 * 10_000 + 1)
     for clip, name in ((9, "clip_0010"), (9999, "clip_10000")):
-        take = run.save_clip(plan, key(clip), finished_clip(plan, clip, latents(0), pictures(0)), 1.0)
+        take = save_clip(run, plan, key(clip), finished_clip(plan, clip, latents(0), pictures(0)), 1.0)
         assert {take.latents.name, take.video.name} == {f"{name}_{take.fingerprint[:12]}.{e}" for e in ("safetensors", "mp4")}
