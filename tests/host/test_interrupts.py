@@ -15,8 +15,8 @@ from longvie_core.control.raw_depth import RawDepthWriter
 from tests.helpers.workflow import Prompt, add, run
 
 WIDTH, HEIGHT, FRAMES, CLIP = 160, 96, 161, 81
-LIMIT = 1.5
-"""Seconds. `dev.py bench interrupts` holds half a second; a test shares its machine with others."""
+LIMIT, TRIES = 0.5, 3
+"""Seconds, in the best of so many tries: a test shares its machine with others. The benchmark measures more closely."""
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,14 @@ def half_written(host: Host) -> list[Path]:
 )
 def test_a_node_at_work_ends_as_interrupted(filmed: Host, node: str, wait: float) -> None:
     prompt = graph(node)
-    result, seconds = interrupted(filmed, prompt, wait)
-    assert (result.status, result.error) == ("interrupted", None)
-    assert seconds < LIMIT
+    best = float("inf")
+    for _ in range(TRIES):
+        result, seconds = interrupted(filmed, prompt, wait)
+        assert (result.status, result.error) == ("interrupted", None)
+        best = min(best, seconds)
+        if best < LIMIT:
+            break
+    assert best < LIMIT
     assert half_written(filmed) == []
 
 

@@ -13,8 +13,8 @@ from devtools.host import Host, PromptRejected
 from tests.helpers.workflow import CLIPS, SCENE, Prompt, failure, tiny_workflow
 
 MANY_CLIPS = 600
-LIMIT = 1.5
-"""Seconds; 0.01 to 0.04 were measured, and probing the files takes 3, but a test shares its machine with others."""
+LIMIT = 0.3
+"""Seconds that a POST may take, in the best of three tries: a test shares its machine with others."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def seconds_to_queue(host: Host, prompt: Prompt) -> float:
 def test_six_hundred_clips_are_queued_at_once(tiny_host: Host, many_clips: str) -> None:
     times = [seconds_to_queue(tiny_host, tiny_workflow("many clips", LoadClips={"folder": many_clips})) for _ in range(3)]
     print(f"POST of {MANY_CLIPS} clips: {', '.join(f'{seconds:.3f}' for seconds in times)} s")
-    assert max(times) < LIMIT
+    assert min(times) < LIMIT
 
 
 def test_what_the_server_is_asked_while_a_folder_is_read(tiny_host: Host, many_clips: str) -> None:
